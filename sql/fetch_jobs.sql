@@ -1,0 +1,170 @@
+-- Claim the jobs that a worker is to run now.
+
+create function procrastinate_fetch_jobs(worker_id bigint, queue_names text[] = null, max_jobs integer = 1)
+returns setof procrastinate_fetched_job
+language plpgsql
+set search_path from current
+-- Pins the plans whatever the statistics say, also those of the functions called from here.
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+declare
+    batch constant integer := 100;
+    claimed integer := 0;
+    round integer;
+    promoted bigint[];
+    settled record;
+    readied bigint[] := '{}';
+begin
+    perform _procrastinate_check_fetch(worker_id, queue_names, max_jobs);
+    queue_names := _procrastinate_without_paused(queue_names);
+
+    loop
+        promoted := _procrastinate_promote_due(batch);
+        select * into settled from _procrastinate_settle_locks(batch);
+        readied := readied || promoted || settled.readied;
+
+        return query
+        select claim.*
+        from _procrastinate_claim(
+            worker_id, _procrastinate_pick(queue_names, max_jobs - claimed)
+        ) as claim;
+        get diagnostics round = row_count;
+        claimed := claimed + round;
+        -- Short of jobs, go on while there may be more to tidy: never come back empty for that.
+        exit when claimed >= max_jobs or (cardinality(promoted) < batch and settled.taken < batch);
+    end loop;
+
+    -- Others may wait for what became ready here and was not for this worker.
+    perform _procrastinate_notify_queue(unclaimed.queue_name)
+    from (
+        select distinct job.queue_name
+        from procrastinate_jobs as job
+        where job.id = any(readied) and job.status = 'todo'
+    ) as unclaimed;
+end;
+$$;
+
+comment on function procrastinate_fetch_jobs is
+'Claim up to max_jobs runnable jobs of these queues (null: all) for a worker: by priority, then first come '
+'first served. Fewer come only if nothing else can be run that is not being claimed by another. '
+'To be called in a short read committed transaction of its own. '
+'Errors: PC004 if the worker is not registered or was given up; 22023 (an empty array of queues among them); '
+'25001 in another isolation level. '
+'Example: select * from procrastinate_fetch_jobs(7, array[''mail''], max_jobs => 10).';
+
+create function procrastinate_fetch_job(worker_id bigint, queue_names text[] = null)
+returns setof procrastinate_fetched_job
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select job.* from procrastinate_fetch_jobs(worker_id, queue_names) as job;
+end;
+$$;
+
+comment on function procrastinate_fetch_job is
+'Claim one job, as procrastinate_fetch_jobs with max_jobs 1: one row or none. '
+'Example: select * from procrastinate_fetch_job(7).';
+
+create function _procrastinate_check_fetch(worker_id bigint, queue_names text[], max_jobs integer)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    perform _procrastinate_check_read_committed();
+    if queue_names = '{}' or array_position(queue_names, null) is not null then
+        perform _procrastinate_refuse(
+            'queue_names', 'must name at least one queue, and no null', 'Null, in place of an array, means all queues.'
+        );
+    elsif coalesce(max_jobs < 1, true) then
+        perform _procrastinate_refuse('max_jobs', 'must be at least 1');
+    elsif not exists (
+        select from procrastinate_workers as worker
+        where worker.id = worker_id and worker.gone_at is null
+    ) then
+        perform _procrastinate_refuse_worker(worker_id);
+    end if;
+end;
+$$;
+
+comment on function _procrastinate_check_fetch is 'Raise 22023, 25001 or PC004 unless this fetch may go on.';
+
+create function _procrastinate_without_paused(queue_names text[])
+returns text[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    paused constant text[] := array(
+        select queue.queue_name from procrastinate_queues as queue where queue.paused_at is not null
+    );
+begin
+    if paused = '{}' then
+        return queue_names;
+    end if;
+
+    if queue_names is null then
+        -- With a queue paused, all others are named: jumps from name to name through the ready index.
+        queue_names := array(
+            with recursive ready (queue_name) as (
+                select min(job.queue_name) from procrastinate_jobs as job where job.ready_seq is not null
+                union all
+                select (
+                    select min(job.queue_name)
+                    from procrastinate_jobs as job
+                    where job.ready_seq is not null and job.queue_name > ready.queue_name
+                )
+                from ready
+                where ready.queue_name is not null
+            )
+            select ready.queue_name from ready where ready.queue_name is not null
+        );
+    end if;
+    return array(select named.queue from unnest(queue_names) as named (queue) where named.queue <> all(paused));
+end;
+$$;
+
+comment on function _procrastinate_without_paused is
+'The queues to fetch from: those named (null: all, if none is paused) less the paused ones.';
+
+create function _procrastinate_claim(worker_id bigint, job_ids bigint[])
+returns setof procrastinate_fetched_job
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    with claimed as (
+        update procrastinate_jobs as job
+        set
+            status = 'doing',
+            ready_seq = null,
+            worker_id = _procrastinate_claim.worker_id,
+            started_at = clock_timestamp()
+        from unnest(job_ids) with ordinality as picked (id, place)
+        where job.id = picked.id
+        returning job.*, picked.place
+    )
+    select
+        claimed.id,
+        claimed.task_name,
+        claimed.args,
+        claimed.queue_name,
+        claimed.priority,
+        claimed.lock,
+        claimed.queueing_lock,
+        claimed.scheduled_at,
+        claimed.attempts + 1,
+        task.timeout
+    from claimed
+    left join procrastinate_tasks as task on claimed.task_name = task.task_name
+    order by claimed.place;
+end;
+$$;
+
+comment on function _procrastinate_claim is 'Start these jobs, whose rows this transaction holds, for a worker.';

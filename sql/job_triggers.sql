@@ -1,0 +1,221 @@
+-- What must be true whoever writes to procrastinate_jobs: a function of ours, COPY, or a person in psql.
+--
+-- Each trigger has a WHEN that is false on the hot path (insert, claim and finish of a job without
+-- lock and schedule), so that there it costs one evaluated expression and no call.
+
+create function _procrastinate_job_inserted()
+returns trigger
+language plpgsql
+set search_path from current
+as $$
+begin
+    if new.status = 'doing' then
+        raise exception 'a job cannot be inserted as running'
+            using errcode = 'check_violation', hint = 'Insert it as todo; procrastinate_fetch_jobs starts it.';
+    end if;
+
+    new.due_at := null;
+    if new.status <> 'todo' then
+        new.ready_seq := null;
+        return new;
+    end if;
+
+    if new.scheduled_at > clock_timestamp() then
+        new.due_at := new.scheduled_at;
+    end if;
+    -- A job with a lock is never inserted ready: only _procrastinate_settle_locks makes it so.
+    if new.lock is not null or new.due_at is not null then
+        new.ready_seq := null;
+    end if;
+    return new;
+end;
+$$;
+
+comment on function _procrastinate_job_inserted is
+'Decide what a new job waits for. Not called for a job that is ready at once.';
+
+create trigger procrastinate_job_inserted
+before insert on procrastinate_jobs
+for each row
+when (new.lock is not null or new.scheduled_at is not null or new.status <> 'todo' or new.due_at is not null)
+execute function _procrastinate_job_inserted();
+
+create function _procrastinate_jobs_inserted()
+returns trigger
+language plpgsql
+set search_path from current
+as $$
+begin
+    insert into procrastinate_lock_events (lock)
+    select distinct inserted.lock
+    from inserted
+    where inserted.lock is not null and inserted.status = 'todo';
+
+    -- What is due later than this is told to workers by their heartbeat.
+    perform _procrastinate_notify_queue(runnable.queue_name)
+    from (
+        select distinct inserted.queue_name
+        from inserted
+        where
+            inserted.ready_seq is not null
+            or inserted.due_at < clock_timestamp() + interval '10 seconds'
+            or (inserted.lock is not null and inserted.status = 'todo')
+    ) as runnable;
+    return null;
+end;
+$$;
+
+comment on function _procrastinate_jobs_inserted is
+'After a statement that inserted jobs: an event for each lock, and one notification for each queue.';
+
+create trigger procrastinate_jobs_inserted
+after insert on procrastinate_jobs
+referencing new table as inserted
+for each statement
+execute function _procrastinate_jobs_inserted();
+
+create function _procrastinate_job_waits()
+returns trigger
+language plpgsql
+set search_path from current
+as $$
+begin
+    new.due_at := case when new.scheduled_at > clock_timestamp() then new.scheduled_at end;
+
+    if new.lock is null and new.due_at is null then
+        new.ready_seq := coalesce(new.ready_seq, nextval('procrastinate_ready_seq'));
+    else
+        new.ready_seq := null;
+    end if;
+
+    if new.lock is not null then
+        insert into procrastinate_lock_events (lock) values (new.lock);
+    end if;
+    perform _procrastinate_notify_queue(new.queue_name);
+    return new;
+end;
+$$;
+
+comment on function _procrastinate_job_waits is
+'Decide what a job waits for that has come back to waiting (retry, rescue, hand-back, rerun), '
+'or whose place a person has changed.';
+
+create trigger procrastinate_job_waits
+before update on procrastinate_jobs
+for each row
+when (
+    new.status = 'todo'
+    and (
+        old.status <> 'todo'
+        or new.lock is distinct from old.lock
+        or new.priority <> old.priority
+        or new.queue_name <> old.queue_name
+        or new.scheduled_at is distinct from old.scheduled_at
+    )
+)
+execute function _procrastinate_job_waits();
+
+create function _procrastinate_job_leaves_lock()
+returns trigger
+language plpgsql
+set search_path from current
+as $$
+begin
+    insert into procrastinate_lock_events (lock) values (old.lock);
+
+    -- Whose turn is next is not decided here: wake whoever can find out, and whoever is likely to run it.
+    perform _procrastinate_notify_queue(old.queue_name);
+    perform _procrastinate_notify_queue(job.queue_name)
+    from procrastinate_jobs as job
+    where job.lock = old.lock and job.status = 'todo' and job.id <> old.id
+    order by job.priority desc, job.id
+    limit 1;
+
+    if tg_op = 'DELETE' then
+        return old;
+    end if;
+    return new;
+end;
+$$;
+
+comment on function _procrastinate_job_leaves_lock is
+'Note that another job of a lock may be next: this one was finished, cancelled, deleted, given another lock, '
+'or is no longer ready.';
+
+create trigger procrastinate_job_leaves_lock
+before update on procrastinate_jobs
+for each row
+when (
+    old.lock is not null
+    and (
+        (old.finished_at is null and new.finished_at is not null)
+        or (old.finished_at is null and new.lock is distinct from old.lock)
+        or (old.ready_seq is not null and new.ready_seq is null and new.status = 'todo')
+    )
+)
+execute function _procrastinate_job_leaves_lock();
+
+create trigger procrastinate_job_deleted
+before delete on procrastinate_jobs
+for each row
+when (old.lock is not null and old.finished_at is null)
+execute function _procrastinate_job_leaves_lock();
+
+create function _procrastinate_refuse_edit()
+returns trigger
+language plpgsql
+set search_path from current
+as $$
+begin
+    raise exception 'job % cannot be edited from % to % like this', old.id, old.status, new.status
+        using
+            errcode = 'check_violation',
+            hint = case
+                when new.status = old.status
+                    then 'The id, the attempts, and the lock of a running job stay as they are.'
+                when new.status = 'doing' then 'Call procrastinate_fetch_jobs to start a job.'
+                when old.status = 'doing' and new.status = 'todo'
+                    then 'Call procrastinate_retry_job or procrastinate_fail_job.'
+                when old.status = 'doing' then 'Call procrastinate_finish_job.'
+                when new.status = 'todo' then 'Call procrastinate_rerun_job.'
+                when old.status = 'todo' then 'Call procrastinate_cancel_job.'
+                else 'A finished job stays as it is; procrastinate_rerun_job starts it afresh.'
+            end;
+end;
+$$;
+
+comment on function _procrastinate_refuse_edit is
+'Refuse an edit that skips the state machine, and say what to call instead.';
+
+-- Fires first: triggers of one kind run in the order of their names.
+create trigger procrastinate_a_refuse_edit
+before update on procrastinate_jobs
+for each row
+when (
+    new.id <> old.id
+    or new.attempts < old.attempts
+    or (old.status = 'doing' and new.lock is distinct from old.lock)
+    or (
+        new.status <> old.status
+        and not case old.status
+            when 'todo' then
+                (
+                    new.status = 'doing'
+                    and old.ready_seq is not null
+                    and new.ready_seq is null
+                    and new.worker_id is not null
+                    and new.started_at is not null
+                )
+                or (new.status = 'cancelled' and new.finished_at is not null and new.ready_seq is null)
+            when 'doing' then
+                new.attempts = old.attempts + 1
+                and case new.status
+                    when 'todo' then new.worker_id is null
+                    when 'cancelled' then false
+                    else new.finished_at is not null
+                end
+            else new.status = 'todo' and new.finished_at is null and new.worker_id is null
+        end
+    )
+)
+execute function _procrastinate_refuse_edit();

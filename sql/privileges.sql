@@ -1,0 +1,18 @@
+-- A stranger may not call what reads or changes the queue: the owner grants what others need.
+
+do $$
+declare
+    ours regprocedure;
+begin
+    for ours in
+        select fn.oid
+        from pg_proc as fn
+        where
+            fn.pronamespace = current_schema()::regnamespace
+            and fn.proname ~ '^_?procrastinate_'
+            and fn.proname not in ('procrastinate_schema_version', 'procrastinate_listen_channels')
+    loop
+        execute format('revoke execute on function %s from public', ours);
+    end loop;
+end;
+$$;

@@ -1,0 +1,71 @@
+-- Jobs whose time has come can be fetched.
+
+create function procrastinate_next_due(queue_names text[] = null)
+returns interval
+language plpgsql
+set search_path from current
+as $$
+declare
+    due_at timestamptz;
+begin
+    if queue_names is null then
+        select min(job.due_at) into due_at from procrastinate_jobs as job where job.due_at is not null;
+    else
+        select min(earliest.due_at) into due_at
+        from unnest(queue_names) as named (queue)
+        cross join lateral (
+            select min(job.due_at) as due_at
+            from procrastinate_jobs as job
+            where job.queue_name = named.queue and job.due_at is not null
+        ) as earliest;
+    end if;
+    return greatest(due_at - clock_timestamp(), interval '0');
+end;
+$$;
+
+comment on function procrastinate_next_due is
+'How long until the next scheduled job of these queues (null: all) can be fetched: zero if one is due, null if '
+'none is scheduled. Example: select procrastinate_next_due(array[''mail'']).';
+
+create function _procrastinate_promote_due(max_jobs integer)
+returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    promoted bigint[];
+begin
+    if not exists (
+        select from procrastinate_jobs as job where job.due_at <= clock_timestamp()
+    ) then
+        return '{}';
+    end if;
+
+    with due as materialized (
+        select job.id
+        from procrastinate_jobs as job
+        where job.due_at <= clock_timestamp()
+        order by job.due_at
+        limit max_jobs
+        for update skip locked
+    ),
+    ready as (
+        update procrastinate_jobs as job
+        set
+            due_at = null,
+            ready_seq = case when job.lock is null then nextval('procrastinate_ready_seq') end
+        from due
+        where job.id = due.id
+        returning job.id, job.lock
+    ),
+    event as (
+        insert into procrastinate_lock_events (lock)
+        select distinct ready.lock from ready where ready.lock is not null
+    )
+    select coalesce(array_agg(ready.id), '{}') into promoted from ready;
+    return promoted;
+end;
+$$;
+
+comment on function _procrastinate_promote_due is
+'Let up to max_jobs jobs whose time has come take their turn, or their place in their lock. Returns them.';
