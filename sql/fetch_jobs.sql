@@ -5,6 +5,7 @@ returns setof procrastinate_fetched_job
 language plpgsql
 set search_path from current
 -- Pins the plans whatever the statistics say, also those of the functions called from here.
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off

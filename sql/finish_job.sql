@@ -62,6 +62,7 @@ language plpgsql
 set search_path from current
 -- Pins the plan whatever the statistics say: by primary key, job after job, in the order of their ids
 -- (so that two batches cannot wait for each other).
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
@@ -141,6 +142,7 @@ returns table (
 )
 language plpgsql
 set search_path from current
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off

@@ -15,6 +15,7 @@ returns table (
 )
 language plpgsql
 set search_path from current
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off

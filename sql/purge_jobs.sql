@@ -9,6 +9,7 @@ create function procrastinate_purge_jobs(
 returns bigint
 language plpgsql
 set search_path from current
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

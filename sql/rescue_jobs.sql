@@ -80,6 +80,7 @@ create function _procrastinate_take_back_jobs(worker_id bigint, action text, max
 returns table (job_id bigint, status procrastinate_job_status)
 language plpgsql
 set search_path from current
+set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
