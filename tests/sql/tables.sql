@@ -1,0 +1,225 @@
+-- What must be true of a row, whoever writes it: each check by its name.
+begin;
+\ir support/arrange.sql
+select plan(44);
+
+select procrastinate_defer_job('waiting', queue_name => 'wait');
+select procrastinate_defer_job('locked', queue_name => 'wait', lock => 'x');
+select procrastinate_defer_job('running', queue_name => 'run');
+select procrastinate_defer_job('finished', queue_name => 'finish');
+select pg_temp.fetch(10, array['run']);
+select pg_temp.fetch(10, array['finish']);
+select pg_temp.finish('finished');
+
+create temporary table refused (check_name text, statement text);
+
+insert into refused
+values
+('args_are_an_object', $$insert into procrastinate_jobs (task_name, args) values ('t', '[]')$$),
+('args_are_an_object', $$insert into procrastinate_jobs (task_name, args) values ('t', 'null')$$),
+('args_are_an_object', $$update procrastinate_jobs set args = '"text"'$$),
+('names_have_1_to_512_characters', $$insert into procrastinate_jobs (task_name) values ('')$$),
+(
+    'names_have_1_to_512_characters',
+    $$insert into procrastinate_jobs (task_name) values (repeat('x', 513))$$
+),
+(
+    'names_have_1_to_512_characters',
+    $$insert into procrastinate_jobs (task_name, queue_name) values ('t', '')$$
+),
+(
+    'names_have_1_to_512_characters',
+    $$insert into procrastinate_jobs (task_name, lock) values ('t', '')$$
+),
+(
+    'names_have_1_to_512_characters',
+    $$insert into procrastinate_jobs (task_name, queueing_lock) values ('t', '')$$
+),
+(
+    'names_have_1_to_512_characters',
+    $$insert into procrastinate_jobs (task_name, lock) values ('t', repeat('x', 513))$$
+),
+('names_have_1_to_512_characters', $$update procrastinate_jobs set task_name = ''$$),
+(
+    'scheduled_at_lies_between_years_1_and_9999',
+    $$insert into procrastinate_jobs (task_name, scheduled_at) values ('t', 'infinity')$$
+),
+(
+    'scheduled_at_lies_between_years_1_and_9999',
+    $$insert into procrastinate_jobs (task_name, scheduled_at) values ('t', '-infinity')$$
+),
+(
+    'scheduled_at_lies_between_years_1_and_9999',
+    $$insert into procrastinate_jobs (task_name, scheduled_at) values ('t', '10000-01-01')$$
+),
+(
+    'scheduled_at_lies_between_years_1_and_9999',
+    $$update procrastinate_jobs set scheduled_at = '0044-03-15 bc'$$
+),
+(
+    'doing_has_worker_and_start_time',
+    $$update procrastinate_jobs set worker_id = null where task_name = 'running'$$
+),
+(
+    'doing_has_worker_and_start_time',
+    $$update procrastinate_jobs set started_at = null where task_name = 'running'$$
+),
+(
+    'waiting_has_no_worker_and_no_start_time',
+    $$insert into procrastinate_jobs (task_name, worker_id) values ('t', 1)$$
+),
+(
+    'waiting_has_no_worker_and_no_start_time',
+    $$update procrastinate_jobs set worker_id = 1 where task_name = 'waiting'$$
+),
+(
+    'waiting_has_no_worker_and_no_start_time',
+    $$update procrastinate_jobs set started_at = now() where task_name = 'waiting'$$
+),
+(
+    'finished_has_finish_time',
+    $$insert into procrastinate_jobs (task_name, status) values ('t', 'succeeded')$$
+),
+(
+    'finished_has_finish_time',
+    $$insert into procrastinate_jobs (task_name, finished_at) values ('t', now())$$
+),
+(
+    'finished_has_finish_time',
+    $$update procrastinate_jobs set finished_at = null where task_name = 'finished'$$
+),
+(
+    'finished_has_finish_time',
+    $$update procrastinate_jobs set finished_at = now() where task_name = 'running'$$
+),
+(
+    'only_waiting_is_ready_or_due',
+    $$update procrastinate_jobs set ready_seq = 1 where task_name = 'running'$$
+),
+(
+    'only_waiting_is_ready_or_due',
+    $$update procrastinate_jobs set due_at = now() where task_name = 'finished'$$
+),
+(
+    'waiting_is_ready_or_due_or_has_lock',
+    $$update procrastinate_jobs set ready_seq = null where task_name = 'waiting'$$
+),
+(
+    'waiting_is_ready_or_due_or_has_lock',
+    $$update procrastinate_jobs set due_at = now() where task_name = 'waiting'$$
+),
+(
+    'waiting_is_ready_or_due_or_has_lock',
+    $$insert into procrastinate_jobs (task_name, ready_seq) values ('t', null)$$
+),
+(
+    'aborting_is_never_stored',
+    $$insert into procrastinate_jobs (task_name, status, finished_at)
+    values ('t', 'aborting', now())$$
+),
+('runs_are_counted_from_zero', $$update procrastinate_jobs set failures = -1$$),
+('runs_are_counted_from_zero', $$update procrastinate_jobs set lost = -1$$),
+('runs_are_counted_from_zero', $$update procrastinate_jobs set handed_back = -1$$),
+(
+    'runs_are_counted_from_zero',
+    $$insert into procrastinate_jobs (task_name, attempts) values ('t', -1)$$
+);
+
+select is(
+    (
+        select concat(refusal.code, ' ', refusal.check_name)
+        from pg_temp.refusal(refused.statement) as refusal
+    ),
+    '23514 ' || refused.check_name,
+    regexp_replace(refused.statement, '\s+', ' ', 'g') || ' is refused'
+)
+from refused;
+
+select is_empty(
+    $$
+    select con.conname
+    from pg_constraint as con
+    where con.conrelid = 'procrastinate_jobs'::regclass and con.contype = 'c'
+    except
+    select refused.check_name from refused
+    $$,
+    'every named check is tested here'
+);
+
+-- Facts about several rows.
+
+select pg_temp.settle();
+
+select procrastinate_defer_job('blocked', queue_name => 'wait', lock => 'x');
+
+select is(
+    (pg_temp.refusal(
+        $$update procrastinate_jobs set ready_seq = 1 where task_name = 'blocked'$$
+    )).code,
+    '23505',
+    'two jobs of one lock are never ready at once'
+);
+
+select procrastinate_defer_job('once', queueing_lock => 'once');
+
+select is(
+    (pg_temp.refusal(
+        $$insert into procrastinate_jobs (task_name, queueing_lock) values ('twice', 'once')$$
+    )).code,
+    '23505',
+    'two jobs that wait for their first run never carry one queueing lock'
+);
+
+-- Other tables.
+
+select col_is_pk('procrastinate_jobs', 'id', 'a job has a number');
+
+select col_is_pk('procrastinate_tasks', 'task_name', 'a task is declared once');
+
+select col_is_pk('procrastinate_queues', 'queue_name', 'a queue is listed once');
+
+select col_is_pk('procrastinate_workers', 'id', 'a worker has a number');
+
+-- What is not said.
+
+select results_eq(
+    $$
+    insert into procrastinate_jobs (task_name) values ('by hand')
+    returning
+        queue_name, priority, args, status::text, attempts, handed_back, abort_requested,
+        created_by = session_user, created_at <= clock_timestamp()
+    $$,
+    $$values ('default', 0, '{}'::jsonb, 'todo', 0, 0, false, true, true)$$,
+    'a job that is inserted by hand needs no more than its task'
+);
+
+select is(
+    pg_temp.fetch(10, array['default']), 'once by hand', 'it is fetched like any other'
+);
+
+-- HOT: what a heartbeat writes is in no index.
+
+select is_empty(
+    $$
+    select idx.indexrelid::regclass
+    from pg_index as idx
+    where idx.indrelid = 'procrastinate_workers'::regclass and not idx.indisprimary
+    $$,
+    'no index of workers has to follow their heartbeats'
+);
+
+select is_empty(
+    $$
+    select trg.tgname
+    from pg_trigger as trg
+    where
+        trg.tgrelid = 'procrastinate_jobs'::regclass
+        and not trg.tgisinternal
+        and trg.tgtype & 1 = 1
+        and trg.tgqual is null
+    $$,
+    'no trigger for each row is called without a condition'
+);
+
+select * from finish();
+rollback;
