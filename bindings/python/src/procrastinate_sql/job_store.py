@@ -1,0 +1,174 @@
+"""The SQL functions as methods, sync and async from one definition each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import psycopg
+from psycopg.rows import tuple_row
+from psycopg.types.json import set_json_loads
+
+from procrastinate_sql import calls, errors
+from procrastinate_sql.calls import Call
+from procrastinate_sql.connections import (
+    AsyncBorrowed,
+    AsyncConnection,
+    AsyncSource,
+    Borrowed,
+    Source,
+    SyncConnection,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# NaN and Infinity are Python's own addition to JSON: PostgreSQL refuses them.
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How calls become statements.
+
+    Attributes:
+        schema: Where the functions are; None: in the search_path.
+        dumps: Turns args and results into JSON text.
+        loads: The reverse.
+    """
+
+    schema: str | None = None
+    dumps: Callable[[Any], str] = _encode
+    loads: Callable[[str | bytes], Any] = json.loads
+
+    def values(self, call: Call[Any]) -> dict[str, Any]:
+        """Return what goes into the placeholders of a call.
+
+        Raises:
+            InvalidArgument: Something in it is no JSON.
+        """
+        values = {**call.arguments, **(call.values or {})}
+        for name in calls.JSON_ARGUMENTS.intersection(call.arguments):
+            if values[name] is not None:
+                try:
+                    values[name] = self.dumps(values[name])
+                except (TypeError, ValueError, RecursionError) as error:
+                    raise errors.InvalidArgument(f"{name}: {error}") from error
+        return values
+
+    def prepare(self, cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> None:
+        if self.loads is not json.loads:
+            set_json_loads(self.loads, cursor)
+
+
+def _sync(build: Callable[P, Call[T]]) -> Callable[Concatenate[JobStore, P], T]:
+    @wraps(build)
+    def method(self: JobStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.send(build(*args, **kwargs))
+
+    return method
+
+
+def _async(build: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncJobStore, P], Awaitable[T]]:
+    @wraps(build)
+    def method(self: AsyncJobStore, /, *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
+        return self.send(build(*args, **kwargs))
+
+    return method
+
+
+class JobStore:
+    """The functions of the queue; arguments, results and errors are described in `calls`.
+
+    Args:
+        connection: A psycopg connection, which stays the caller's: each call is part of its
+            transaction. Or a source that lends connections.
+        codec: How calls become statements.
+    """
+
+    def __init__(self, connection: SyncConnection | Source, codec: Codec | None = None) -> None:
+        own = isinstance(connection, psycopg.Connection)
+        self._source: Source = Borrowed(connection) if own else connection  # type: ignore[arg-type, assignment]
+        self._codec = codec or Codec()
+
+    def send(self, call: Call[T]) -> T:
+        """Send a call and return its value."""
+        values = self._codec.values(call)
+        with errors.translated(), self._source.lend() as connection:
+            # Not connection.cursor(): the caller's may be set up to return anything.
+            cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+            self._codec.prepare(cursor)
+            cursor.execute(call.statement(self._codec.schema), values, binary=True)
+            return call.read(cursor.fetchall())
+
+    defer_job = _sync(calls.defer_job)
+    defer_jobs = _sync(calls.defer_jobs)
+    declare_task = _sync(calls.declare_task)
+    register_worker = _sync(calls.register_worker)
+    heartbeat = _sync(calls.heartbeat)
+    unregister_worker = _sync(calls.unregister_worker)
+    fetch_jobs = _sync(calls.fetch_jobs)
+    listen_channels = _sync(calls.listen_channels)
+    next_due = _sync(calls.next_due)
+    rescue_jobs = _sync(calls.rescue_jobs)
+    finish_job = _sync(calls.finish_job)
+    fail_job = _sync(calls.fail_job)
+    retry_job = _sync(calls.retry_job)
+    finish_jobs = _sync(calls.finish_jobs)
+    release_jobs = _sync(calls.release_jobs)
+    cancel_job = _sync(calls.cancel_job)
+    rerun_job = _sync(calls.rerun_job)
+    get_job = _sync(calls.get_job)
+    pause_queue = _sync(calls.pause_queue)
+    resume_queue = _sync(calls.resume_queue)
+    purge_jobs = _sync(calls.purge_jobs)
+    repair = _sync(calls.repair)
+    schema_version = _sync(calls.schema_version)
+
+
+class AsyncJobStore:
+    """`JobStore` for async code."""
+
+    def __init__(
+        self, connection: AsyncConnection | AsyncSource, codec: Codec | None = None
+    ) -> None:
+        own = isinstance(connection, psycopg.AsyncConnection)
+        self._source: AsyncSource = AsyncBorrowed(connection) if own else connection  # type: ignore[arg-type, assignment]
+        self._codec = codec or Codec()
+
+    async def send(self, call: Call[T]) -> T:
+        """Send a call and return its value."""
+        values = self._codec.values(call)
+        with errors.translated():
+            async with self._source.lend() as connection:
+                cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+                self._codec.prepare(cursor)
+                await cursor.execute(call.statement(self._codec.schema), values, binary=True)
+                return call.read(await cursor.fetchall())
+
+    defer_job = _async(calls.defer_job)
+    defer_jobs = _async(calls.defer_jobs)
+    declare_task = _async(calls.declare_task)
+    register_worker = _async(calls.register_worker)
+    heartbeat = _async(calls.heartbeat)
+    unregister_worker = _async(calls.unregister_worker)
+    fetch_jobs = _async(calls.fetch_jobs)
+    listen_channels = _async(calls.listen_channels)
+    next_due = _async(calls.next_due)
+    rescue_jobs = _async(calls.rescue_jobs)
+    finish_job = _async(calls.finish_job)
+    fail_job = _async(calls.fail_job)
+    retry_job = _async(calls.retry_job)
+    finish_jobs = _async(calls.finish_jobs)
+    release_jobs = _async(calls.release_jobs)
+    cancel_job = _async(calls.cancel_job)
+    rerun_job = _async(calls.rerun_job)
+    get_job = _async(calls.get_job)
+    pause_queue = _async(calls.pause_queue)
+    resume_queue = _async(calls.resume_queue)
+    purge_jobs = _async(calls.purge_jobs)
+    repair = _async(calls.repair)
+    schema_version = _async(calls.schema_version)

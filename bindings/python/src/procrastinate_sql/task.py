@@ -1,0 +1,250 @@
+"""Tasks: functions with a name and a policy, and how their jobs are deferred."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+
+from procrastinate_sql import calls
+from procrastinate_sql.calls import Call
+from procrastinate_sql.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from procrastinate_sql.app import App
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Duration = timedelta | float | Mapping[str, float]
+OnConflict = Literal["raise", "skip", "replace"]
+RunIn = Literal["thread", "process"]
+
+
+def as_timedelta(duration: Duration | None) -> timedelta | None:
+    """Read a duration: a timedelta, seconds, or timedelta's arguments such as {"minutes": 5}."""
+    if duration is None or isinstance(duration, timedelta):
+        return duration
+    if isinstance(duration, Mapping):
+        try:
+            return timedelta(**duration)
+        except TypeError as error:
+            raise InvalidArgument(f"not a duration: {dict(duration)}") from error
+    return timedelta(seconds=duration)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the jobs of a task are treated: what procrastinate_declare_task records."""
+
+    queue: str | None = None
+    priority: int | None = None
+    lock: str | None = None
+    max_attempts: int | None = 1
+    backoff: Literal["constant", "linear", "exponential"] = "exponential"
+    retry_delay: Duration = 1.0
+    max_retry_delay: Duration = 3600.0
+    jitter: float = 0.1
+    timeout: Duration | None = None
+    keep_finished: Duration | None = None
+    max_lost: int = 5
+
+
+class Parameters:
+    """What a function takes by keyword."""
+
+    def __init__(self, func: Callable[..., object], pass_context: bool) -> None:
+        parameters = list(inspect.signature(func).parameters.values())
+        if pass_context:
+            parameters = parameters[1:]
+        for parameter in parameters:
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise ValueError(f"task parameter {parameter.name} cannot be passed by keyword")
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self.names = frozenset(p.name for p in named)
+        self.required = tuple(p.name for p in named if p.default is p.empty)
+        self.takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def check(self, task_name: str, args: Mapping[str, Any]) -> None:
+        """Raise InvalidArgument, naming the parameter, unless the function can be called so."""
+        for name in self.required:
+            if name not in args:
+                raise InvalidArgument(f"args: task {task_name} needs {name}")
+        if not self.takes_any and not self.names.issuperset(args):
+            name = min(set(args) - self.names)
+            raise InvalidArgument(
+                f"args: task {task_name} takes no {name}",
+                f"It takes: {', '.join(sorted(self.names)) or 'nothing'}.",
+            )
+
+
+@dataclass(frozen=True)
+class Deferrer:
+    """Defers jobs of one task with the options of `App.configure`."""
+
+    app: App
+    task_name: str
+    queue: str | None = None
+    priority: int | None = None
+    lock: str | None = None
+    queueing_lock: str | None = None
+    schedule_at: datetime | None = None
+    schedule_in: Duration | None = None
+    on_conflict: OnConflict = "raise"
+    connection: Any = None
+
+    def __post_init__(self) -> None:
+        if self.schedule_at is not None and self.schedule_in is not None:
+            raise InvalidArgument("schedule_at and schedule_in exclude each other")
+        if self.schedule_at is not None and self.schedule_at.tzinfo is None:
+            raise InvalidArgument(
+                "schedule_at: must have a time zone", "Use datetime.now(timezone.utc), say."
+            )
+
+    def defer(self, /, **args: Any) -> int:
+        """Create one job with these keyword arguments and return its id.
+
+        Raises:
+            InvalidArgument: The task does not take these arguments, or an option is wrong.
+            QueueingLockTaken: A job with this queueing lock waits, and on_conflict is "raise".
+        """
+        return self.app.send(self._call(args), self.connection)
+
+    async def defer_async(self, /, **args: Any) -> int:
+        """As `defer`."""
+        return await self.app.send_async(self._call(args), self.connection)
+
+    def defer_many(self, jobs: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Create a job for each of these keyword arguments, all or none; return their ids.
+
+        Raises:
+            InvalidArgument, QueueingLockTaken: As for `defer`.
+        """
+        return [job_id for job_id, _ in self.app.send(self._call_many(jobs), self.connection)]
+
+    async def defer_many_async(self, jobs: Iterable[Mapping[str, Any]]) -> list[int]:
+        """As `defer_many`."""
+        created = await self.app.send_async(self._call_many(jobs), self.connection)
+        return [job_id for job_id, _ in created]
+
+    def _call(self, args: Mapping[str, Any]) -> Call[int]:
+        self._check(args)
+        return calls.defer_job(
+            args=args,
+            scheduled_at=self.schedule_at,
+            scheduled_in=as_timedelta(self.schedule_in),
+            **self._options(),
+        )
+
+    def _call_many(self, jobs: Iterable[Mapping[str, Any]]) -> Call[list[tuple[int, bool]]]:
+        options = {name: value for name, value in self._options().items() if value is not None}
+        if self.schedule_at is not None:
+            options["scheduled_at"] = self.schedule_at.isoformat()
+        elements = []
+        for args in jobs:
+            self._check(args)
+            elements.append({**options, "args": args})
+        return calls.defer_jobs(elements, scheduled_in=as_timedelta(self.schedule_in))
+
+    def _check(self, args: Mapping[str, Any]) -> None:
+        task = self.app.tasks.get(self.task_name)
+        if task is not None:
+            task.parameters.check(self.task_name, args)
+
+    def _options(self) -> dict[str, Any]:
+        # What this process knows of the task is sent along: a worker may not have declared it yet.
+        task = self.app.tasks.get(self.task_name)
+        policy = Policy() if task is None else task.policy
+        return {
+            "task_name": self.task_name,
+            "queue_name": policy.queue if self.queue is None else self.queue,
+            "priority": policy.priority if self.priority is None else self.priority,
+            "lock": policy.lock if self.lock is None else self.lock,
+            "queueing_lock": self.queueing_lock,
+            "on_conflict": self.on_conflict,
+        }
+
+
+class Task(Generic[P, R]):
+    """A function that workers call for its jobs. Made by `App.task`; calling it calls the function.
+
+    Attributes:
+        app: Whose task it is.
+        func: The function.
+        name: Its name in the queue.
+        policy: How its jobs are treated.
+        parameters: What it takes.
+        pass_context: Its first argument is a `JobContext`.
+        run_in: Where a sync function runs: "thread" or "process".
+        is_async: It is an `async def`.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        func: Callable[P, R],
+        name: str,
+        policy: Policy,
+        *,
+        pass_context: bool = False,
+        run_in: RunIn = "thread",
+    ) -> None:
+        self.app = app
+        self.func = func
+        self.name = name
+        self.policy = policy
+        self.parameters = Parameters(func, pass_context)
+        self.pass_context = pass_context
+        self.run_in = run_in
+        self.is_async = inspect.iscoroutinefunction(func)
+        if run_in == "process" and (self.is_async or pass_context):
+            raise ValueError(f"task {name}: only a sync function without context runs in a process")
+        self.__doc__ = func.__doc__
+        self.__name__ = getattr(func, "__name__", name)
+        self.__module__ = func.__module__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return self.func(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}>"
+
+    def configure(self, **options: Any) -> Deferrer:
+        """Return a `Deferrer` with the options of `App.configure`."""
+        return self.app.configure(self.name, **options)
+
+    def defer(self, /, **args: Any) -> int:
+        """Create one job; see `Deferrer.defer`."""
+        return self.configure().defer(**args)
+
+    async def defer_async(self, /, **args: Any) -> int:
+        """Create one job; see `Deferrer.defer`."""
+        return await self.configure().defer_async(**args)
+
+    def defer_many(self, jobs: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Create many jobs; see `Deferrer.defer_many`."""
+        return self.configure().defer_many(jobs)
+
+    async def defer_many_async(self, jobs: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Create many jobs; see `Deferrer.defer_many`."""
+        return await self.configure().defer_many_async(jobs)
+
+    def declaration(self) -> Call[None]:
+        """Return the call that tells the database about this task."""
+        policy = self.policy
+        return calls.declare_task(
+            self.name,
+            queue_name=policy.queue,
+            priority=policy.priority,
+            lock=policy.lock,
+            max_attempts=policy.max_attempts,
+            backoff=policy.backoff,
+            retry_delay=as_timedelta(policy.retry_delay) or timedelta(),
+            max_retry_delay=as_timedelta(policy.max_retry_delay) or timedelta(),
+            jitter=policy.jitter,
+            timeout=as_timedelta(policy.timeout),
+            keep_finished=as_timedelta(policy.keep_finished),
+            max_lost=policy.max_lost,
+        )

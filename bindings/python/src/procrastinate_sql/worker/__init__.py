@@ -1,0 +1,18 @@
+"""The worker: takes jobs, runs them, reports how they ended.
+
+    worker      starts and stops the parts below
+    fetching    when to fetch, and how many
+    running     the jobs that this process holds
+    run         one run of one job, and what became of it
+    finishing   reports outcomes in batches
+    heartbeat   a thread that keeps the lease and hears what to do
+    listener    hears that fetching is worth while
+    processes   child processes for tasks that compute
+    backoff     how long to wait before trying again
+
+What happens to a job (retry, rescue, locks, schedules) is decided in the database, not here.
+"""
+
+from procrastinate_sql.worker.worker import Worker
+
+__all__ = ["Worker"]
