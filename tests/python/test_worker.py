@@ -1,0 +1,664 @@
+"""A worker inside this process: how it runs tasks, and what becomes of each outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from procrastinate_sql import (
+    App,
+    InvalidArgument,
+    JobAborted,
+    JobContext,
+    Retry,
+    SchemaVersionError,
+    Worker,
+)
+from procrastinate_sql.job import Job
+
+
+@pytest.fixture
+def app(dsn: str):
+    app = App(dsn)
+    yield app
+    app.close()
+
+
+def read(app: App, job_id: int) -> Job:
+    job = app.job_store.get_job(job_id)
+    assert job is not None
+    return job
+
+
+async def drain(app: App, **options: Any) -> None:
+    """Run a worker until there is nothing to run."""
+    await asyncio.wait_for(app.run_worker_async(wait=False, **options), 30)
+
+
+@contextlib.asynccontextmanager
+async def working(app: App, **options: Any) -> AsyncIterator[Worker]:
+    """Run a worker beside the block; stop it in good order at the end."""
+    worker = Worker(app, **options)
+    running = asyncio.create_task(worker.run_async())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await asyncio.wait_for(running, 30)
+
+
+async def until(condition: Callable[[], Any], timeout: float = 15) -> Any:
+    """Wait for a condition, on the loop."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come true"
+        await asyncio.sleep(0.01)
+    return value
+
+
+async def until_status(app: App, job_id: int, status: str) -> Job:
+    await until(lambda: read(app, job_id).status == status)
+    return read(app, job_id)
+
+
+# --- How tasks run -----------------------------------------------------------------
+
+
+async def test_async_tasks_run_on_the_loop_and_others_in_threads(app: App):
+    places = {}
+
+    @app.task
+    async def on_loop(name: str) -> str:
+        places["async"] = threading.current_thread()
+        return name
+
+    @app.task
+    def in_thread(name: str) -> str:
+        places["sync"] = threading.current_thread()
+        return name
+
+    ids = [on_loop.defer(name="a"), in_thread.defer(name="b")]
+    await drain(app)
+    assert [read(app, job_id).result for job_id in ids] == ["a", "b"]
+    assert places["async"] is threading.main_thread()
+    assert places["sync"] is not threading.main_thread()
+
+
+async def test_only_the_queues_named_are_served(app: App):
+    @app.task
+    async def task() -> None: ...
+
+    mail = task.configure(queue="mail").defer()
+    other = task.configure(queue="other").defer()
+    await drain(app, queues=["mail"])
+    assert (read(app, mail).status, read(app, other).status) == ("succeeded", "todo")
+
+
+async def test_so_many_jobs_run_at_a_time(app: App):
+    running, most = 0, 0
+    full = asyncio.Event()
+
+    @app.task
+    async def task() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        if running == 3:
+            full.set()
+        await full.wait()
+        await asyncio.sleep(0)
+        running -= 1
+
+    task.defer_many([{}] * 9)
+    await drain(app, concurrency=3)
+    assert most == 3
+
+
+async def test_each_run_has_a_context_of_its_own(app: App):
+    variable = contextvars.ContextVar("variable", default=0)
+
+    @app.task
+    async def on_loop() -> int:
+        before = variable.get()
+        variable.set(1)
+        return before
+
+    @app.task
+    def in_thread() -> int:
+        before = variable.get()
+        variable.set(1)
+        return before
+
+    ids = on_loop.defer_many([{}] * 5) + in_thread.defer_many([{}] * 5)
+    await drain(app, concurrency=1)
+    assert [read(app, job_id).result for job_id in ids] == [0] * 10
+
+
+async def test_the_context_tells_of_the_job(app: App):
+    @app.task(pass_context=True, max_attempts=2, retry_delay=0)
+    async def task(context: JobContext, n: int) -> dict[str, Any]:
+        assert context.app is app
+        if context.job.attempt == 1:
+            raise ValueError
+        return {"id": context.job.id, "attempt": context.job.attempt, "args": context.job.args}
+
+    job_id = task.defer(n=3)
+    await drain(app)
+    assert read(app, job_id).result == {"id": job_id, "attempt": 2, "args": {"n": 3}}
+
+
+async def test_a_slot_is_filled_again_after_a_long_job(app: App):
+    @app.task
+    async def slow() -> None:
+        await asyncio.sleep(0.4)  # longer than jobs are held in advance for
+
+    ids = slow.defer_many([{}] * 5)
+    await drain(app, concurrency=1, poll_interval=60)
+    assert {read(app, job_id).status for job_id in ids} == {"succeeded"}
+
+
+async def test_many_jobs_all_run_once(app: App):
+    seen = []
+
+    @app.task
+    async def task(n: int) -> None:
+        seen.append(n)
+
+    task.defer_many([{"n": n} for n in range(3000)])
+    await drain(app, concurrency=20)
+    assert sorted(seen) == list(range(3000))
+
+
+async def test_jobs_of_a_lock_run_one_at_a_time_in_order(app: App):
+    seen, running = [], 0
+
+    @app.task
+    async def task(n: int) -> None:
+        nonlocal running
+        running += 1
+        assert running == 1
+        await asyncio.sleep(0)
+        running -= 1
+        seen.append(n)
+
+    task.configure(lock="l").defer_many([{"n": n} for n in range(40)])
+    await drain(app, listen=False, poll_interval=60)
+    assert seen == list(range(40))
+
+
+async def test_middleware_surrounds_each_run(app: App):
+    seen = []
+
+    @app.middleware
+    async def outer(context: JobContext) -> AsyncIterator[None]:
+        seen.append(("enter", context.job.task_name))
+        try:
+            yield
+        except ValueError:
+            seen.append(("raised", context.job.task_name))
+            raise
+
+    @app.middleware
+    def inner(context: JobContext) -> Iterator[None]:
+        place = threading.current_thread()
+        yield
+        assert place is threading.current_thread()
+        seen.append(("done", context.job.task_name, place is threading.main_thread()))
+
+    @app.task
+    async def good() -> None: ...
+
+    @app.task
+    def sync() -> int:
+        return 5
+
+    @app.task
+    async def bad() -> None:
+        raise ValueError
+
+    good.defer()
+    sync_id = sync.defer()
+    bad_id = bad.defer()
+    await drain(app, concurrency=1)
+    assert seen == [
+        ("enter", "good"),
+        ("done", "good", True),
+        ("enter", "sync"),
+        ("done", "sync", False),
+        ("enter", "bad"),
+        ("raised", "bad"),
+    ]
+    assert read(app, sync_id).result == 5
+    assert read(app, bad_id).status == "failed"
+
+
+# --- Outcomes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("no such address"), SystemExit(3), KeyboardInterrupt(), StopIteration(1)],
+    ids=repr,
+)
+async def test_what_a_task_raises_fails_its_job_alone(
+    app: App, error: BaseException, is_async: bool
+):
+    if is_async:
+
+        @app.task(name="bad")
+        async def bad() -> None:
+            raise error
+    else:
+
+        @app.task(name="bad")
+        def also_bad() -> None:
+            raise error
+
+    @app.task
+    async def good() -> None: ...
+
+    bad_id, good_id = app.defer("bad"), good.defer()
+    await drain(app)
+    job = read(app, bad_id)
+    assert job.status == "failed"
+    assert type(error).__name__ in (job.error or "")
+    assert read(app, good_id).status == "succeeded"
+
+
+async def test_the_error_holds_the_text_first_and_then_the_traceback(app: App):
+    @app.task
+    def bad() -> None:
+        raise ValueError("a \0 and a \ud800" + "x" * 50_000)
+
+    job_id = bad.defer()
+    await drain(app)
+    error = read(app, job_id).error or ""
+    assert error.startswith("ValueError: a \ufffd and a ?")
+    assert len(error) < 25_000
+
+
+async def test_an_error_that_cannot_be_shown_fails_its_job_all_the_same(app: App):
+    class Unshowable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    @app.task
+    async def bad() -> None:
+        raise Unshowable
+
+    job_id = bad.defer()
+    await drain(app)
+    assert read(app, job_id).status == "failed"
+
+
+async def test_the_declared_policy_retries(app: App):
+    @app.task(max_attempts=3, retry_delay=0)
+    async def bad() -> None:
+        raise ValueError
+
+    job_id = bad.defer()
+    await drain(app)
+    job = read(app, job_id)
+    assert (job.status, job.attempts, job.failures) == ("failed", 3, 3)
+
+
+async def test_a_task_may_ask_for_another_run(app: App):
+    @app.task(pass_context=True)
+    async def task(context: JobContext) -> None:
+        if context.job.attempt == 1:
+            raise Retry(error="busy")
+        if context.job.attempt == 2:
+            context.retry({"milliseconds": 1})
+
+    job_id = task.defer()
+    async with working(app):
+        job = await until_status(app, job_id, "succeeded")
+    assert (job.attempts, job.error) == (3, "busy")
+
+
+async def test_a_task_that_nobody_knows_fails_its_job(app: App):
+    job_id = app.defer("unheard_of")
+    await drain(app)
+    job = read(app, job_id)
+    assert job.status == "failed"
+    assert job.error == 'task "unheard_of" is not registered with this worker'
+
+
+async def test_one_poisonous_outcome_fails_its_job_alone(app: App):
+    poison: list[Any] = ["\0", "\ud800", float("nan"), object(), {"deep": {1, 2}}]
+
+    @app.task
+    async def task(n: int) -> Any:
+        return poison[n] if n < len(poison) else n
+
+    ids = task.defer_many([{"n": n} for n in range(100)])
+    await drain(app, concurrency=100)
+    jobs = [read(app, job_id) for job_id in ids]
+    assert [job.status for job in jobs[: len(poison)]] == ["failed"] * len(poison)
+    assert all("cannot be stored" in (job.error or "") for job in jobs[: len(poison)])
+    assert [job.result for job in jobs[len(poison) :]] == list(range(len(poison), 100))
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_a_job_is_finished_in_the_transaction_of_its_task(
+    app: App, dsn: str, conn: psycopg.Connection[Any], is_async: bool
+):
+    conn.execute("create table effects (n integer)")
+
+    @app.task(pass_context=True, name="task")
+    async def on_loop(context: JobContext, n: int) -> None:
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            await connection.execute("insert into effects values (%s)", (n,))
+            await context.finish_async(connection, result={"n": n})
+            if n == 2:
+                raise ValueError("after all")
+
+    def in_thread(context: JobContext, n: int) -> None:
+        with psycopg.connect(dsn) as connection:
+            connection.execute("insert into effects values (%s)", (n,))
+            context.finish(connection, result={"n": n})
+            if n == 2:
+                raise ValueError("after all")
+
+    if not is_async:
+        del app.tasks["task"]
+        app.task(name="task", pass_context=True)(in_thread)
+
+    good, bad = app.defer("task", n=1), app.defer("task", n=2)
+    await drain(app)
+    assert (read(app, good).status, read(app, good).result) == ("succeeded", {"n": 1})
+    assert read(app, bad).status == "failed"
+    assert conn.execute("select n from effects").fetchall() == [(1,)]
+
+
+# --- Stopping runs -----------------------------------------------------------------
+
+
+async def test_an_async_task_is_cancelled_when_somebody_asks(app: App):
+    @app.task
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    job_id = endless.defer()
+    async with working(app):
+        await until_status(app, job_id, "doing")
+        app.job_store.cancel_job(job_id, abort=True)
+        await until_status(app, job_id, "aborted")
+
+
+async def test_a_sync_task_sees_that_somebody_asks(app: App):
+    @app.task(pass_context=True)
+    def endless(context: JobContext) -> None:
+        while not context.abort_requested():
+            time.sleep(0.01)
+        raise JobAborted
+
+    job_id = endless.defer()
+    async with working(app):
+        await until_status(app, job_id, "doing")
+        app.job_store.cancel_job(job_id, abort=True)
+        await until_status(app, job_id, "aborted")
+
+
+async def test_a_task_has_so_much_time_and_no_more(app: App):
+    @app.task(timeout=0.1)
+    async def on_loop() -> None:
+        await asyncio.Event().wait()
+
+    @app.task(timeout=0.1, pass_context=True)
+    def in_thread(context: JobContext) -> None:
+        while not context.abort_requested():
+            time.sleep(0.01)
+
+    ids = [on_loop.defer(), in_thread.defer()]
+    await drain(app)
+    for job_id in ids:
+        job = read(app, job_id)
+        assert job.status == "failed"
+        assert "timed out after 0:00:00.1" in (job.error or "")
+
+
+async def test_a_worker_that_was_given_up_drops_its_jobs_and_registers_again(
+    app: App, conn: psycopg.Connection[Any]
+):
+    runs = []
+
+    @app.task(pass_context=True)
+    async def task(context: JobContext) -> None:
+        runs.append(context.job.attempt)
+        if context.job.attempt == 1:
+            await asyncio.Event().wait()
+
+    job_id = task.defer()
+    async with working(app):
+        await until(lambda: runs)
+        conn.execute("update procrastinate_workers set gone_at = now()")
+        job = await until_status(app, job_id, "succeeded")
+    assert runs == [1, 2]
+    assert (job.attempts, job.lost) == (2, 1)
+
+
+async def test_a_job_that_is_no_longer_held_is_stopped(app: App):
+    stopped = asyncio.Event()
+
+    @app.task
+    async def task() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    job_id = task.defer()
+    async with working(app):
+        await until_status(app, job_id, "doing")
+        app.job_store.finish_job(job_id, 1)
+        await asyncio.wait_for(stopped.wait(), 15)
+    assert read(app, job_id).status == "succeeded"
+
+
+async def test_stopping_lets_jobs_finish_and_fetches_no_more(app: App):
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    @app.task
+    async def task() -> None:
+        started.set()
+        await go_on.wait()
+
+    first, second = task.defer(), task.defer()
+    async with working(app, concurrency=1) as worker:
+        await asyncio.wait_for(started.wait(), 15)
+        worker.stop()
+        go_on.set()
+    assert read(app, first).status == "succeeded"
+    assert (read(app, second).status, read(app, second).failures) == ("todo", 0)
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["told twice", "out of time"])
+async def test_what_does_not_finish_is_handed_back(app: App, again: bool):
+    started = asyncio.Event()
+
+    @app.task
+    async def endless() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    job_id = endless.defer()
+    async with working(app, shutdown_timeout=60 if again else 0.1) as worker:
+        await asyncio.wait_for(started.wait(), 15)
+        worker.stop()
+        if again:
+            worker.stop()
+    job = read(app, job_id)
+    assert (job.status, job.failures, job.lost, job.handed_back) == ("todo", 0, 0, 1)
+
+
+async def test_the_table_can_ask_a_worker_to_stop(app: App, conn: psycopg.Connection[Any]):
+    running = asyncio.create_task(app.run_worker_async(name="w"))
+    statement = "update procrastinate_workers set stop_requested = true where name = 'w'"
+    await until(lambda: conn.execute(statement).rowcount)
+    await asyncio.wait_for(running, 15)
+
+
+async def test_a_worker_unregisters(app: App, conn: psycopg.Connection[Any]):
+    await drain(app, name="w")
+    gone = conn.execute("select name, gone_at is not null from procrastinate_workers").fetchall()
+    assert gone == [("w", True)]
+
+
+async def test_jobs_held_in_advance_are_given_back_when_they_do_not_start(app: App):
+    blocked, go_on = asyncio.Event(), asyncio.Event()
+
+    @app.task
+    async def quick() -> None: ...
+
+    @app.task
+    async def slow() -> None:
+        blocked.set()
+        await go_on.wait()
+
+    quick.defer_many([{}] * 200)
+    slow.defer()
+    others = quick.defer_many([{}] * 1500)
+    async with working(app, concurrency=1):
+        await asyncio.wait_for(blocked.wait(), 15)
+        await until(lambda: all(read(app, job_id).status == "todo" for job_id in others))
+        go_on.set()
+        await until(lambda: read(app, others[-1]).status == "succeeded")
+    assert {read(app, job_id).failures for job_id in others} == {0}
+
+
+# --- When it looks -----------------------------------------------------------------
+
+
+async def test_a_notification_wakes_it(app: App, conn: psycopg.Connection[Any]):
+    @app.task
+    async def task() -> None: ...
+
+    async with working(app, poll_interval=3600):
+        listening = (
+            "select 1 from pg_stat_activity"
+            " where query like 'listen %' and datname = current_database()"
+        )
+        await until(lambda: conn.execute(listening).fetchone())
+        await until_status(app, task.defer(), "succeeded")
+        await until_status(app, task.defer(), "succeeded")
+
+
+async def test_without_notifications_it_polls(app: App):
+    @app.task
+    async def task() -> None: ...
+
+    async with working(app, poll_interval=0.1, listen=False):
+        await until_status(app, task.defer(), "succeeded")
+        await until_status(app, task.defer(), "succeeded")
+
+
+async def test_a_scheduled_job_starts_at_its_time(app: App):
+    started = []
+
+    @app.task
+    async def task() -> None:
+        started.append(time.time())
+
+    async with working(app, poll_interval=3600):
+        job = read(app, task.configure(schedule_in=0.5).defer())
+        await until(lambda: started)
+    assert job.scheduled_at is not None
+    assert 0 <= started[0] - job.scheduled_at.timestamp() < 0.3
+
+
+# --- Processes ---------------------------------------------------------------------
+
+
+def in_process(n: int) -> list[int]:
+    return [n * n, os.getpid()]
+
+
+def ends_its_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cannot_be_sent() -> Any:
+    return lambda: None
+
+
+def raises() -> None:
+    raise ValueError("no such number")
+
+
+def endless_in_process() -> None:
+    while True:
+        time.sleep(0.01)
+
+
+async def test_tasks_that_compute_run_in_processes(app: App):
+    task = app.task(run_in="process")(in_process)
+    ids = task.defer_many([{"n": n} for n in range(4)])
+    await drain(app, concurrency=2)
+    results = [read(app, job_id).result for job_id in ids]
+    assert [square for square, _ in results] == [0, 1, 4, 9]
+    assert os.getpid() not in {pid for _, pid in results}
+
+
+async def test_a_process_that_dies_fails_its_job_alone(app: App):
+    app.task(run_in="process")(in_process)
+    for function in (ends_its_process, cannot_be_sent, raises):
+        app.task(run_in="process")(function)
+    bad = [app.defer(name) for name in ("ends_its_process", "cannot_be_sent", "raises")]
+    good = app.defer_many("in_process", [{"n": 1}] * 4)
+    await drain(app, concurrency=3)
+    errors = [read(app, job_id).error or "" for job_id in bad]
+    assert "exit code -9" in errors[0]
+    assert "cannot be sent" in errors[1]
+    assert errors[2].startswith("ValueError: no such number")
+    assert {read(app, job_id).status for job_id in good} == {"succeeded"}
+
+
+async def test_a_process_is_killed_when_its_time_is_up_or_somebody_asks(app: App):
+    app.task(run_in="process", timeout=1, name="timed")(endless_in_process)
+    app.task(run_in="process", name="endless")(endless_in_process)
+    timed, endless = app.defer("timed"), app.defer("endless")
+    async with working(app):
+        await until_status(app, endless, "doing")
+        app.job_store.cancel_job(endless, abort=True)
+        await until_status(app, endless, "aborted")
+        job = await until_status(app, timed, "failed")
+    assert "timed out" in (job.error or "")
+
+
+# --- How it starts -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"queues": []}, {"queues": "mail"}, {"concurrency": 0}, {"poll_interval": 0}]
+)
+def test_a_wrong_option_is_refused(app: App, options: dict[str, Any]):
+    with pytest.raises(InvalidArgument):
+        Worker(app, **options)
+
+
+async def test_a_schema_that_is_not_there_ends_it_at_once(app: App):
+    with pytest.raises(SchemaVersionError):
+        await App(app.address.dsn, schema="nowhere").run_worker_async()
+
+
+def test_it_runs_in_a_thread_without_signals(app: App):
+    @app.task
+    async def task() -> None: ...
+
+    job_id = task.defer()
+    thread = threading.Thread(target=lambda: app.run_worker(wait=False))
+    thread.start()
+    thread.join(30)
+    assert read(app, job_id).status == "succeeded"
