@@ -12,18 +12,20 @@ begin
 
     if to_regprocedure(format('%I.procrastinate_schema_version()', target)) is not null then
         execute format('select %I.procrastinate_schema_version()', target) into installed;
-        raise exception 'procrastinate-sql version % is already installed in schema %', installed, target
+        raise exception 'procrastinate-sql version % is already installed in schema %',
+            installed, target
             using
                 errcode = 'PC003',
-                hint = 'Nothing was changed. To upgrade: psql -f migrations/upgrade.sql, or procrastinate-sql schema upgrade.';
+                hint = 'Nothing was changed. To upgrade: psql -f migrations/upgrade.sql, '
+                    'or procrastinate-sql schema upgrade.';
     end if;
 
     if to_regclass(format('%I.procrastinate_jobs', target)) is not null then
         raise exception 'schema % holds the tables of the Python package procrastinate', target
             using
                 errcode = 'PC003',
-                hint = 'Nothing was changed. Install into another schema (create it, set search_path), '
-                    'or drop the old tables once their jobs are done.';
+                hint = 'Nothing was changed. Install into another schema (create it, set '
+                    'search_path), or drop the old tables once their jobs are done.';
     end if;
 
     -- What each function of ours then pins by `set search_path from current`.

@@ -22,10 +22,12 @@ begin
         end if;
 
         update procrastinate_jobs as job
-        set status = 'cancelled', ready_seq = null, due_at = null, finished_at = clock_timestamp(),
-            purge_at = clock_timestamp() + (
-                select task.keep_finished from procrastinate_tasks as task where task.task_name = job.task_name
-            )
+        set
+            status = 'cancelled',
+            ready_seq = null,
+            due_at = null,
+            finished_at = clock_timestamp(),
+            purge_at = _procrastinate_purge_at(job.task_name)
         where job.id = job_id and job.status = 'todo';
         if found then
             return 'cancelled';
@@ -36,10 +38,10 @@ end;
 $$;
 
 comment on function procrastinate_cancel_job is
-'Cancel a waiting job. With abort, ask the worker of a running one to stop it: returns doing, and a retry, '
-'failure or rescue of the job then ends aborted. Otherwise changes nothing. Returns the status that the job then has. '
-'Never waits for a run that is just being finished. Error: PC005 no such job. '
-'Example: select procrastinate_cancel_job(42, abort => true).';
+'Cancel a waiting job. With abort, ask the worker of a running one to stop it: returns doing, and '
+'a retry, failure or rescue of the job then ends aborted. Otherwise changes nothing. Returns the '
+'status that the job then has. Never waits for a run that is just being finished. Error: PC005 no '
+'such job. Example: select procrastinate_cancel_job(42, abort => true).';
 
 create function _procrastinate_request_abort(job_id bigint)
 returns void
@@ -60,7 +62,25 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_request_abort is 'Ask for the abort of a running job without waiting for its row.';
+comment on function _procrastinate_request_abort is
+'Ask for the abort of a running job without waiting for its row.';
+
+create function _procrastinate_purge_at(task_name text)
+returns timestamptz
+language plpgsql
+set search_path from current
+as $$
+begin
+    return clock_timestamp() + (
+        select task.keep_finished
+        from procrastinate_tasks as task
+        where task.task_name = _procrastinate_purge_at.task_name
+    );
+end;
+$$;
+
+comment on function _procrastinate_purge_at is
+'When a job of this task that is cancelled now is to be deleted (null: never).';
 
 create function _procrastinate_carry_over_aborts()
 returns void
@@ -85,6 +105,7 @@ begin
         abort_requested = true,
         status = case job.status when 'todo' then 'cancelled' else job.status end,
         finished_at = case job.status when 'todo' then clock_timestamp() end,
+        purge_at = case job.status when 'todo' then _procrastinate_purge_at(job.task_name) end,
         ready_seq = null,
         due_at = null
     from free

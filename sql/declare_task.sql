@@ -57,13 +57,14 @@ end;
 $$;
 
 comment on function procrastinate_declare_task is
-'Record the defaults and the policy of a task, in place of what was declared before. '
-'queue_name, priority and lock are what a job takes that is deferred without. After max_attempts failed runs '
-'a job is failed (null: never); until then it is retried after retry_delay, which grows by backoff (constant, '
-'linear or exponential) up to max_retry_delay, less a random share of up to jitter (0 to 1) of it. '
-'timeout is the longest that a run may take; keep_finished how long finished jobs stay (null: for ever, '
-'zero: not at all); max_lost how many runs may be lost with their worker. Error: 22023 bad argument. '
-'Example: select procrastinate_declare_task(''send_email'', queue_name => ''mail'', max_attempts => 5).';
+'Record the defaults and the policy of a task, in place of what was declared before. queue_name, '
+'priority and lock are what a job takes that is deferred without. After max_attempts failed runs a '
+'job is failed (null: never); until then it is retried after retry_delay, which grows by backoff '
+'(constant, linear or exponential) up to max_retry_delay, less a random share of up to jitter (0 '
+'to 1) of it. timeout is the longest that a run may take; keep_finished how long finished jobs '
+'stay (null: for ever, zero: not at all); max_lost how many runs may be lost with their worker. '
+'Error: 22023 bad argument. Example: select procrastinate_declare_task(''send_email'', queue_name '
+'=> ''mail'', max_attempts => 5).';
 
 create function _procrastinate_check_policy(
     max_attempts integer,
@@ -91,7 +92,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_check_policy is 'Raise 22023 for the first part of a policy that is wrong.';
+comment on function _procrastinate_check_policy is
+'Raise 22023 for the first part of a policy that is wrong.';
 
 create function _procrastinate_retry_delay(task procrastinate_tasks, failures integer)
 returns interval
@@ -113,5 +115,5 @@ end;
 $$;
 
 comment on function _procrastinate_retry_delay is
-'How long to wait after this many failed runs: exponential backoff with a ceiling and with jitter downwards, '
-'so that the ceiling holds (M. Brooker, Exponential Backoff And Jitter, 2015).';
+'How long to wait after this many failed runs: exponential backoff with a ceiling and with jitter '
+'downwards, so that the ceiling holds (M. Brooker, Exponential Backoff And Jitter, 2015).';

@@ -36,7 +36,9 @@ begin
         ), on_conflict);
     end if;
 
-    insert into procrastinate_jobs as job (task_name, args, queue_name, priority, lock, scheduled_at)
+    insert into procrastinate_jobs as job (
+        task_name, args, queue_name, priority, lock, scheduled_at
+    )
     values (task_name, args, queue_name, priority, lock, scheduled_at)
     returning job.id into job_id;
     return job_id;
@@ -44,14 +46,13 @@ end;
 $$;
 
 comment on function procrastinate_defer_job is
-'Create one job and return its id. It exists when the transaction of the caller commits. '
-'Null queue, priority and lock take what procrastinate_declare_task said, else default, 0 and none. '
-'Higher priority runs first; scheduled_at is not to be started before. '
-'on_conflict says what happens if a job with this queueing_lock already waits and was never started: '
-'raise (PC002), skip, or replace, which gives that job the new task, args, queue, lock, priority and schedule; '
-'both return its id. '
-'Errors: 22023 bad argument; PC002. '
-'Example: select procrastinate_defer_job(''send_email'', ''{"to": "ann"}'', lock => ''ann'').';
+'Create one job and return its id. It exists when the transaction of the caller commits. Null '
+'queue, priority and lock take what procrastinate_declare_task said, else default, 0 and none. '
+'Higher priority runs first; scheduled_at is not to be started before. on_conflict says what '
+'happens if a job with this queueing_lock already waits and was never started: raise (PC002), '
+'skip, or replace, which gives that job the new task, args, queue, lock, priority and schedule; '
+'both return its id. Errors: 22023 bad argument; PC002. Example: select '
+'procrastinate_defer_job(''send_email'', ''{"to": "ann"}'', lock => ''ann'').';
 
 create function _procrastinate_check_job(
     task_name text,
@@ -72,7 +73,9 @@ begin
         and coalesce(char_length(queue_name) between 1 and 512, true)
         and coalesce(char_length(lock) between 1 and 512, true)
         and coalesce(char_length(queueing_lock) between 1 and 512, true)
-        and coalesce(scheduled_at between '0001-01-03 00:00:00+00' and '9999-12-29 00:00:00+00', true)
+        and coalesce(
+            scheduled_at between '0001-01-03 00:00:00+00' and '9999-12-29 00:00:00+00', true
+        )
         and on_conflict in ('raise', 'skip', 'replace')
     then
         return;
@@ -109,7 +112,8 @@ begin
             id, task_name, args, queue_name, priority, lock, queueing_lock, scheduled_at
         )
         values (new_job.*)
-        on conflict (queueing_lock) where queueing_lock is not null and status = 'todo' and attempts = 0
+        on conflict (queueing_lock)
+        where queueing_lock is not null and status = 'todo' and attempts = 0
         do nothing;
         if found then
             return new_job.id;
@@ -124,17 +128,24 @@ begin
                 priority = new_job.priority,
                 lock = new_job.lock,
                 scheduled_at = new_job.scheduled_at
-            where job.queueing_lock = new_job.queueing_lock and job.status = 'todo' and job.attempts = 0
+            where
+                job.queueing_lock = new_job.queueing_lock
+                and job.status = 'todo' and job.attempts = 0
             returning job.id into waiting_id;
         else
             select job.id into waiting_id
             from procrastinate_jobs as job
-            where job.queueing_lock = new_job.queueing_lock and job.status = 'todo' and job.attempts = 0;
+            where
+                job.queueing_lock = new_job.queueing_lock
+                and job.status = 'todo' and job.attempts = 0;
         end if;
 
         if found and on_conflict = 'raise' then
-            raise exception 'job % already waits with queueing lock %', waiting_id, new_job.queueing_lock
-                using errcode = 'PC002', hint = 'Use on_conflict => ''skip'' or ''replace'', or wait until it starts.';
+            raise exception 'job % already waits with queueing lock %',
+                waiting_id, new_job.queueing_lock
+                using
+                    errcode = 'PC002',
+                    hint = 'Use on_conflict => ''skip'' or ''replace'', or wait until it starts.';
         end if;
         -- Not found: it was fetched between the two statements and waits no longer, so try again.
         exit when found;
@@ -144,5 +155,5 @@ end;
 $$;
 
 comment on function _procrastinate_defer_once is
-'Create a job that carries a queueing lock, or do as on_conflict says with the one that waits. Returns the id '
-'of the job that now waits.';
+'Create a job that carries a queueing lock, or do as on_conflict says with the one that waits. '
+'Returns the id of the job that now waits.';

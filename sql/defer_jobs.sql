@@ -8,14 +8,19 @@ as $$
 declare
     new_jobs procrastinate_new_job[];
     policies text[];
-    position_in_batch integer;
-    waiting_id bigint;
+    own_ids bigint[];
+    ids bigint[];
+    place integer;
 begin
     perform _procrastinate_check_batch('jobs', jobs, array[
-        'task_name', 'args', 'queue_name', 'priority', 'lock', 'queueing_lock', 'scheduled_at', 'on_conflict'
+        'task_name', 'args', 'queue_name', 'priority',
+        'lock', 'queueing_lock', 'scheduled_at', 'on_conflict'
     ]);
-    select array_agg(read.job order by read.position), array_agg(read.on_conflict order by read.position)
-    into new_jobs, policies
+    select
+        array_agg(read.job order by read.position),
+        array_agg(read.on_conflict order by read.position),
+        array_agg((read.job).id order by read.position)
+    into new_jobs, policies, own_ids
     from _procrastinate_read_jobs(jobs) as read;
 
     insert into procrastinate_jobs (id, task_name, args, queue_name, priority, lock, scheduled_at)
@@ -30,38 +35,30 @@ begin
     from unnest(new_jobs) as new_job
     where new_job.queueing_lock is null;
 
-    return query
-    select
-        new_job.position::integer,
-        new_job.id,
-        true
-    from unnest(new_jobs) with ordinality as new_job (
-        id, task_name, args, queue_name, priority, lock, queueing_lock, scheduled_at, position
-    )
-    where new_job.queueing_lock is null;
-
+    ids := own_ids;
     -- In the order of their queueing locks, so that two batches cannot wait for each other.
-    for position_in_batch in
-        select new_job.position
-        from unnest(new_jobs) with ordinality as new_job (
-            id, task_name, args, queue_name, priority, lock, queueing_lock, scheduled_at, position
-        )
-        where new_job.queueing_lock is not null
-        order by new_job.queueing_lock, new_job.position
+    for place in
+        select once.place
+        from generate_subscripts(new_jobs, 1) as once (place)
+        where new_jobs[once.place].queueing_lock is not null
+        order by new_jobs[once.place].queueing_lock, once.place
     loop
-        waiting_id := _procrastinate_defer_once(new_jobs[position_in_batch], policies[position_in_batch]);
-        return query
-        select position_in_batch, waiting_id, waiting_id = new_jobs[position_in_batch].id;
+        ids[place] := _procrastinate_defer_once(new_jobs[place], policies[place]);
     end loop;
+
+    return query
+    select deferred.place::integer, deferred.id, deferred.id = deferred.own_id
+    from unnest(ids, own_ids) with ordinality as deferred (id, own_id, place);
 end;
 $$;
 
 comment on function procrastinate_defer_jobs is
-'Create many jobs in one statement, all or none, from an array of objects whose keys are the arguments of '
-'procrastinate_defer_job (a missing key or a null takes the default). Returns a row for each element: its '
-'ordinal (from 1), the id of its job, and whether that job was created or already waited with the same '
-'queueing lock. Errors: 22023 bad argument, named with its element; PC002. '
-'Example: select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": {"to": "ann"}}]'').';
+'Create many jobs in one statement, all or none, from an array of objects whose keys are the '
+'arguments of procrastinate_defer_job (a missing key or a null takes the default). Returns a row '
+'for each element: its ordinal (from 1), the id of its job, and whether that job was created or '
+'already waited with the same queueing lock. Errors: 22023 bad argument, named with its element; '
+'PC002. Example: select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": '
+'{"to": "ann"}}]'').';
 
 create function _procrastinate_read_jobs(jobs jsonb)
 returns table ("position" bigint, job procrastinate_new_job, on_conflict text)
@@ -79,7 +76,9 @@ begin
         when 'priority' then _procrastinate_is_integer(pair.value, -2147483648, 2147483647)
         when 'on_conflict' then pair.value in ('"raise"', '"skip"', '"replace"')
         when 'scheduled_at' then jsonb_typeof(pair.value) = 'string'
-        else jsonb_typeof(pair.value) = 'string' and char_length(pair.value #>> '{}') between 1 and 512
+        else
+            jsonb_typeof(pair.value) = 'string'
+            and char_length(pair.value #>> '{}') between 1 and 512
     end
     limit 1;
     if found then
@@ -117,7 +116,8 @@ begin
             on_conflict text
         )
     ) with ordinality as element (
-        task_name, args, queue_name, priority, lock, queueing_lock, scheduled_at, on_conflict, position
+        task_name, args, queue_name, priority,
+        lock, queueing_lock, scheduled_at, on_conflict, position
     )
     left join procrastinate_tasks as task on element.task_name = task.task_name
     order by element.position;
@@ -125,5 +125,5 @@ end;
 $$;
 
 comment on function _procrastinate_read_jobs is
-'Turn the elements of a batch into jobs with their defaults filled in and their ids drawn in order. '
-'Raises 22023 for an element with a bad value.';
+'Turn the elements of a batch into jobs with their defaults filled in and their ids drawn in '
+'order. Raises 22023 for an element with a bad value.';

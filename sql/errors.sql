@@ -31,7 +31,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_check_name is 'Raise 22023 unless the value has 1 to 512 characters.';
+comment on function _procrastinate_check_name is
+'Raise 22023 unless the value has 1 to 512 characters.';
 
 create function _procrastinate_check_read_committed()
 returns void
@@ -49,7 +50,8 @@ end;
 $$;
 
 comment on function _procrastinate_check_read_committed is
-'Raise 25001 unless each statement sees what is committed: deciding who is next of a lock needs that.';
+'Raise 25001 unless each statement sees what is committed: deciding who is next of a lock needs '
+'that.';
 
 create function _procrastinate_check_batch(argument text, batch jsonb, keys text[])
 returns void
@@ -93,7 +95,8 @@ end;
 $$;
 
 comment on function _procrastinate_check_batch is
-'Raise 22023 unless the batch is an array of objects with known keys only, the first of them always there.';
+'Raise 22023 unless the batch is an array of objects with known keys only, the first of them '
+'always there.';
 
 create function _procrastinate_is_integer(value jsonb, lowest numeric, highest numeric)
 returns boolean
@@ -108,7 +111,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_is_integer is 'Is this JSON value a whole number within these bounds?';
+comment on function _procrastinate_is_integer is
+'Is this JSON value a whole number within these bounds?';
 
 create function _procrastinate_read_time(argument text, value text)
 returns timestamptz
@@ -150,7 +154,9 @@ begin
         end;
     exception
         when data_exception then
-            perform _procrastinate_refuse(argument, format('is not an interval: %s', left(value::text, 100)));
+            perform _procrastinate_refuse(
+                argument, format('is not an interval: %s', left(value::text, 100))
+            );
     end;
     perform _procrastinate_check_interval(argument, duration);
     return duration;
@@ -173,7 +179,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_check_interval is 'Raise 22023 if an interval is negative or too long.';
+comment on function _procrastinate_check_interval is
+'Raise 22023 if an interval is negative or too long.';
 
 create function _procrastinate_refuse_job(job_id bigint)
 returns void
@@ -201,7 +208,9 @@ begin
         perform _procrastinate_refuse('worker_id', 'must not be null');
     end if;
     raise exception 'worker % is not registered', worker_id
-        using errcode = 'PC004', hint = 'It left or was given up: register again, and drop the jobs it still runs.';
+        using
+            errcode = 'PC004',
+            hint = 'It left or was given up: register again, and drop the jobs it still runs.';
 end;
 $$;
 

@@ -1,6 +1,10 @@
 -- Claim the jobs that a worker is to run now.
 
-create function procrastinate_fetch_jobs(worker_id bigint, queue_names text[] = null, max_jobs integer = 1)
+create function procrastinate_fetch_jobs(
+    worker_id bigint,
+    queue_names text[] = null,
+    max_jobs integer = 1
+)
 returns setof procrastinate_fetched_job
 language plpgsql
 set search_path from current
@@ -17,10 +21,10 @@ declare
     round integer;
     promoted bigint[];
     settled record;
-    readied bigint[] := '{}';
+    readied bigint[] := array[]::bigint[];
+    waits_left integer := 20;
 begin
     perform _procrastinate_check_fetch(worker_id, queue_names, max_jobs);
-    queue_names := _procrastinate_without_paused(queue_names);
 
     loop
         promoted := _procrastinate_promote_due(batch);
@@ -30,12 +34,22 @@ begin
         return query
         select claim.*
         from _procrastinate_claim(
-            worker_id, _procrastinate_pick(queue_names, max_jobs - claimed)
+            worker_id,
+            _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs - claimed)
         ) as claim;
         get diagnostics round = row_count;
         claimed := claimed + round;
-        -- Short of jobs, go on while there may be more to tidy: never come back empty for that.
-        exit when claimed >= max_jobs or (cardinality(promoted) < batch and settled.taken < batch);
+        exit when claimed >= max_jobs;
+
+        -- Short of jobs, go on while there may be more to tidy: never come back empty for that. If
+        -- another session tidies, give it a moment to commit, but no more: nobody can tell how long
+        -- it stays open.
+        if settled.busy and claimed = 0 and waits_left > 0 then
+            waits_left := waits_left - 1;
+            perform pg_sleep(0.005);
+        else
+            exit when cardinality(promoted) < batch and settled.taken < batch;
+        end if;
     end loop;
 
     -- Others may wait for what became ready here and was not for this worker.
@@ -49,12 +63,12 @@ end;
 $$;
 
 comment on function procrastinate_fetch_jobs is
-'Claim up to max_jobs runnable jobs of these queues (null: all) for a worker: by priority, then first come '
-'first served. Fewer come only if nothing else can be run that is not being claimed by another. '
-'To be called in a short read committed transaction of its own. '
-'Errors: PC004 if the worker is not registered or was given up; 22023 (an empty array of queues among them); '
-'25001 in another isolation level. '
-'Example: select * from procrastinate_fetch_jobs(7, array[''mail''], max_jobs => 10).';
+'Claim up to max_jobs runnable jobs of these queues (null: all) for a worker: by priority, then '
+'first come first served. Fewer come only if nothing else can be run that is not being claimed by '
+'another. To be called in a short read committed transaction of its own. Errors: PC004 if the '
+'worker is not registered or was given up; 22023 (an empty array of queues among them); 25001 in '
+'another isolation level. Example: select * from procrastinate_fetch_jobs(7, array[''mail''], '
+'max_jobs => 10).';
 
 create function procrastinate_fetch_job(worker_id bigint, queue_names text[] = null)
 returns setof procrastinate_fetched_job
@@ -80,7 +94,9 @@ begin
     perform _procrastinate_check_read_committed();
     if queue_names = '{}' or array_position(queue_names, null) is not null then
         perform _procrastinate_refuse(
-            'queue_names', 'must name at least one queue, and no null', 'Null, in place of an array, means all queues.'
+            'queue_names',
+            'must name at least one queue, and no null',
+            'Null, in place of an array, means all queues.'
         );
     elsif coalesce(max_jobs < 1, true) then
         perform _procrastinate_refuse('max_jobs', 'must be at least 1');
@@ -93,7 +109,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_check_fetch is 'Raise 22023, 25001 or PC004 unless this fetch may go on.';
+comment on function _procrastinate_check_fetch is
+'Raise 22023, 25001 or PC004 unless this fetch may go on.';
 
 create function _procrastinate_without_paused(queue_names text[])
 returns text[]
@@ -110,10 +127,13 @@ begin
     end if;
 
     if queue_names is null then
-        -- With a queue paused, all others are named: jumps from name to name through the ready index.
+        -- With a queue paused, all others are named: jumps from name to name through the ready
+        -- index.
         queue_names := array(
             with recursive ready (queue_name) as (
-                select min(job.queue_name) from procrastinate_jobs as job where job.ready_seq is not null
+                select min(job.queue_name)
+                from procrastinate_jobs as job
+                where job.ready_seq is not null
                 union all
                 select (
                     select min(job.queue_name)
@@ -126,7 +146,10 @@ begin
             select ready.queue_name from ready where ready.queue_name is not null
         );
     end if;
-    return array(select named.queue from unnest(queue_names) as named (queue) where named.queue <> all(paused));
+    return array(
+        select named.queue from unnest(queue_names) as named (queue)
+        where named.queue <> all(paused)
+    );
 end;
 $$;
 
@@ -168,4 +191,5 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_claim is 'Start these jobs, whose rows this transaction holds, for a worker.';
+comment on function _procrastinate_claim is
+'Start these jobs, whose rows this transaction holds, for a worker.';

@@ -23,10 +23,11 @@ end;
 $$;
 
 comment on function procrastinate_finish_job is
-'Close a running job as succeeded, failed or aborted, with its result or error. Works in the transaction of '
-'the caller, at any isolation level, so that the effects of a job and its completion commit together. '
-'Errors: PC001 if this attempt (of this worker, where given) is not the running one; 22023. '
-'Example: select procrastinate_finish_job(42, attempt => 1, worker_id => 7).';
+'Close a running job as succeeded, failed or aborted, with its result or error; one that failed '
+'after it was asked to abort ends aborted. Works in the transaction of the caller, at any '
+'isolation level, so that the effects of a job and its completion commit together. Errors: PC001 '
+'if this attempt (of this worker, where given) is not the running one; 22023. Example: select '
+'procrastinate_finish_job(42, attempt => 1, worker_id => 7).';
 
 create function _procrastinate_end_run(outcome procrastinate_outcome)
 returns procrastinate_job_status
@@ -48,20 +49,22 @@ begin
         raise exception 'attempt % of job % is not running', outcome.attempt, outcome.job_id
             using
                 errcode = 'PC001',
-                hint = 'It has ended, or was given to another worker. Undo what this run did, and drop it.';
+                hint = 'It has ended, or was given to another worker. '
+                    'Undo what this run did, and drop it.';
     end if;
     return ended.status;
 end;
 $$;
 
-comment on function _procrastinate_end_run is 'End one run, or raise PC001. Returns the new status of the job.';
+comment on function _procrastinate_end_run is
+'End one run, or raise PC001. Returns the new status of the job.';
 
 create function _procrastinate_end_runs(outcomes procrastinate_outcome[])
 returns table (ordinal integer, job_id bigint, status procrastinate_job_status)
 language plpgsql
 set search_path from current
--- Pins the plan whatever the statistics say: by primary key, job after job, in the order of their ids
--- (so that two batches cannot wait for each other).
+-- Pins the plan whatever the statistics say: by primary key, job after job, in the order of their
+-- ids (so that two batches cannot wait for each other).
 set jit = off
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -90,11 +93,12 @@ begin
     ended as (
         update procrastinate_jobs as job
         set
-            -- An abort asked for while this statement waited for the row counts: hence job, not decided.
+            -- An abort asked for while this statement waited for the row counts: hence job, not
+            -- decided.
             status = case
-                when not decided.waits then decided.final_status
-                when job.abort_requested then 'aborted'
-                else 'todo'
+                when job.abort_requested and decided.final_status is distinct from 'succeeded'
+                    then 'aborted'
+                else coalesce(decided.final_status, 'todo')
             end,
             attempts = job.attempts + 1,
             failures = job.failures + (decided.action in ('fail', 'retry'))::integer,
@@ -124,8 +128,9 @@ end;
 $$;
 
 comment on function _procrastinate_end_runs is
-'End the runs that are still the ones named: store what was decided, delete what is not to be kept. '
-'Returns the outcomes that were applied (ordinal from 1), with the new status of the job. All finishes, retries and rescues pass here.';
+'End the runs that are still the ones named: store what was decided, delete what is not to be '
+'kept. Returns the outcomes that were applied (ordinal from 1), with the new status of the job. '
+'All finishes, retries and rescues pass here.';
 
 create function _procrastinate_decide(outcomes procrastinate_outcome[])
 returns table (
@@ -172,15 +177,18 @@ begin
     left join procrastinate_tasks as task on job.task_name = task.task_name
     cross join lateral (
         select case
-            when outcome.action = 'finish' then outcome.status
+            when outcome.status in ('succeeded', 'aborted') then outcome.status
             when
                 job.abort_requested
                 or exists (
-                    select from procrastinate_abort_requests as request where request.job_id = job.id
+                    select from procrastinate_abort_requests as request
+                    where request.job_id = job.id
                 ) then 'aborted'
+            when outcome.action = 'finish' then outcome.status
             when
                 outcome.action = 'fail'
-                and job.failures + 1 >= case when task.task_name is null then 1 else task.max_attempts end
+                and job.failures + 1
+                >= case when task.task_name is null then 1 else task.max_attempts end
                 then 'failed'
             when outcome.action = 'lose' and job.lost + 1 > coalesce(task.max_lost, 5) then 'failed'
         end
@@ -194,5 +202,5 @@ end;
 $$;
 
 comment on function _procrastinate_decide is
-'What becomes of each job whose run is over: final, or waiting again, and when. Outcomes of runs that are not '
-'the running one are left out; of several for one run the first counts.';
+'What becomes of each job whose run is over: final, or waiting again, and when. Outcomes of runs '
+'that are not the running one are left out; of several for one run the first counts.';

@@ -26,6 +26,7 @@ begin
                 where
                     wanted[place.ordinal].job_id = refused.job_id
                     and wanted[place.ordinal].attempt = refused.attempt
+                    and coalesce(wanted[place.ordinal].worker_id = refused.worker_id, true)
             ) then 'duplicate'
             else 'not running'
         end
@@ -37,13 +38,14 @@ end;
 $$;
 
 comment on function procrastinate_finish_jobs is
-'End many runs in one statement. outcomes is an array of objects with job_id, attempt and worker_id, and one of: '
-'status (succeeded, failed, aborted) with result and error; fail: true with error, as procrastinate_fail_job; '
-'retry_in (seconds, an interval, or null for at once) with error, as procrastinate_retry_job. '
-'Returns only the outcomes that were refused: ordinal (from 1), job_id, and the reason, `not running` (the PC001 '
-'of the single functions) or `duplicate` (of two for one run the first counts). The others are applied. '
-'Error: 22023 for a malformed element, and then nothing is applied. '
-'Example: select * from procrastinate_finish_jobs(''[{"job_id": 42, "attempt": 1, "status": "succeeded"}]'').';
+'End many runs in one statement. outcomes is an array of objects with job_id, attempt and '
+'worker_id, and one of: status (succeeded, failed, aborted) with result and error; fail: true with '
+'error, as procrastinate_fail_job; retry_in (seconds, an interval, or null for at once) with '
+'error, as procrastinate_retry_job. Returns only the outcomes that were refused: ordinal (from 1), '
+'job_id, and the reason, `not running` (the PC001 of the single functions) or `duplicate` (of two '
+'for one run the first counts). The others are applied. Error: 22023 for a malformed element, and '
+'then nothing is applied. Example: select * from procrastinate_finish_jobs(''[{"job_id": 42, '
+'"attempt": 1, "status": "succeeded"}]'').';
 
 create function _procrastinate_read_outcomes(outcomes jsonb)
 returns procrastinate_outcome[]
@@ -67,8 +69,11 @@ begin
             or _procrastinate_is_integer(element.value -> 'worker_id', 1, 9223372036854775807)
         )
         and jsonb_typeof(coalesce(element.value -> 'error', 'null')) in ('string', 'null')
+        and jsonb_typeof(coalesce(element.value -> 'retry_in', 'null'))
+        in ('number', 'string', 'null')
         and coalesce(element.value -> 'fail', 'true') = 'true'
-        and coalesce(element.value -> 'status', '"failed"') in ('"succeeded"', '"failed"', '"aborted"')
+        and coalesce(element.value -> 'status', '"failed"')
+        in ('"succeeded"', '"failed"', '"aborted"')
         and (element.value ? 'status')::integer
             + (element.value ? 'fail')::integer
             + (element.value ? 'retry_in')::integer = 1,
@@ -78,7 +83,8 @@ begin
     if found then
         perform _procrastinate_refuse(
             'outcomes', format('element %s is not an outcome', bad.position),
-            'job_id and attempt are positive integers, error is a text, and one of status, fail and retry_in is there.'
+            'job_id and attempt are positive integers, error is a text, '
+            'and one of status, fail and retry_in is there.'
         );
     end if;
 

@@ -13,4 +13,5 @@ end;
 $$;
 
 comment on function procrastinate_get_job is
-'Read one job: its row of procrastinate_jobs, or none. Example: select status from procrastinate_get_job(42).';
+'Read one job: its row of procrastinate_jobs, or none. Example: select status from '
+'procrastinate_get_job(42).';

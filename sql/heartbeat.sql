@@ -58,12 +58,13 @@ end;
 $$;
 
 comment on function procrastinate_heartbeat is
-'Renew the lease of a worker and do the housekeeping of the whole queue: promote what is due, rescue the jobs of '
-'workers that are gone, settle locks, purge. job_ids and attempts are the runs that the worker believes to hold. '
-'Returns what it must do: abort_job_ids were asked to stop; lost_job_ids it no longer holds, so it must stop them '
-'and drop their outcome; stop_requested asks it to leave in good order; next_heartbeat is how long to wait before '
-'the next call; next_due how long until the next scheduled job of queue_names (null: all) can be fetched (null: none). '
-'Errors: PC004 if the worker was given up: it must register again and drop all its jobs; 22023; 25001. '
+'Renew the lease of a worker and do the housekeeping of the whole queue: promote what is due, '
+'rescue the jobs of workers that are gone, settle locks, purge. job_ids and attempts are the runs '
+'that the worker believes to hold. Returns what it must do: abort_job_ids were asked to stop; '
+'lost_job_ids it no longer holds, so it must stop them and drop their outcome; stop_requested asks '
+'it to leave in good order; next_heartbeat is how long to wait before the next call; next_due how '
+'long until the next scheduled job of queue_names (null: all) can be fetched (null: none). Errors: '
+'PC004 if the worker was given up: it must register again and drop all its jobs; 22023; 25001. '
 'Example: select * from procrastinate_heartbeat(7, array[42], array[1]).';
 
 create function _procrastinate_renew_lease(worker_id bigint)
@@ -80,7 +81,8 @@ begin
         last_heartbeat = beat_at,
         -- After a gap (an outage, a freeze) this worker knows nothing of the silence of others.
         awake_since = case
-            when beat_at < worker.last_heartbeat + worker.heartbeat_interval * 2 then worker.awake_since
+            when beat_at < worker.last_heartbeat + worker.heartbeat_interval * 2
+                then worker.awake_since
             else beat_at
         end,
         backend_pid = pg_backend_pid(),
@@ -93,23 +95,22 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_renew_lease is 'Note that a worker lives, and whether its heartbeats came without a gap.';
+comment on function _procrastinate_renew_lease is
+'Note that a worker lives, and whether its heartbeats came without a gap.';
 
 create function _procrastinate_wake_ready()
 returns void
 language plpgsql
 set search_path from current
 as $$
+declare
+    -- A variable: in a condition on the table the volatile call would be made for each of its rows.
+    ready_ids bigint[] := _procrastinate_promote_due(1000);
 begin
+    ready_ids := ready_ids || settled.readied from _procrastinate_settle_locks(1000) as settled;
     perform _procrastinate_notify_queue(ready.queue_name)
     from (
-        select distinct job.queue_name
-        from procrastinate_jobs as job
-        where
-            job.id = any(
-                _procrastinate_promote_due(1000)
-                || (select settled.readied from _procrastinate_settle_locks(1000) as settled)
-            )
+        select distinct job.queue_name from procrastinate_jobs as job where job.id = any(ready_ids)
     ) as ready;
 end;
 $$;

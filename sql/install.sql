@@ -1,7 +1,7 @@
 -- Install procrastinate-sql into the current schema: psql -f sql/install.sql
 --
--- This file is the table of contents. It needs no superuser and no extension, runs in one transaction,
--- and stops at the first error. Another schema than public:
+-- This file is the table of contents. It needs no superuser and no extension, runs in one
+-- transaction, and stops at the first error. Another schema than public:
 --   psql -c 'create schema jobs' && PGOPTIONS='-c search_path=jobs' psql -f sql/install.sql
 
 \set ON_ERROR_STOP on

@@ -1,4 +1,5 @@
--- What must be true whoever writes to procrastinate_jobs: a function of ours, COPY, or a person in psql.
+-- What must be true whoever writes to procrastinate_jobs: a function of ours, COPY, or a person in
+-- psql.
 --
 -- Each trigger has a WHEN that is false on the hot path (insert, claim and finish of a job without
 -- lock and schedule), so that there it costs one evaluated expression and no call.
@@ -11,7 +12,9 @@ as $$
 begin
     if new.status = 'doing' then
         raise exception 'a job cannot be inserted as running'
-            using errcode = 'check_violation', hint = 'Insert it as todo; procrastinate_fetch_jobs starts it.';
+            using
+                errcode = 'check_violation',
+                hint = 'Insert it as todo; procrastinate_fetch_jobs starts it.';
     end if;
 
     new.due_at := null;
@@ -37,7 +40,12 @@ comment on function _procrastinate_job_inserted is
 create trigger procrastinate_job_inserted
 before insert on procrastinate_jobs
 for each row
-when (new.lock is not null or new.scheduled_at is not null or new.status <> 'todo' or new.due_at is not null)
+when (
+    new.lock is not null
+    or new.scheduled_at is not null
+    or new.status <> 'todo'
+    or new.due_at is not null
+)
 execute function _procrastinate_job_inserted();
 
 create function _procrastinate_jobs_inserted()
@@ -66,7 +74,8 @@ end;
 $$;
 
 comment on function _procrastinate_jobs_inserted is
-'After a statement that inserted jobs: an event for each lock, and one notification for each queue.';
+'After a statement that inserted jobs: an event for each lock, and one notification for each '
+'queue.';
 
 create trigger procrastinate_jobs_inserted
 after insert on procrastinate_jobs
@@ -123,7 +132,8 @@ as $$
 begin
     insert into procrastinate_lock_events (lock) values (old.lock);
 
-    -- Whose turn is next is not decided here: wake whoever can find out, and whoever is likely to run it.
+    -- Whose turn is next is not decided here: wake whoever can find out, and whoever is likely to
+    -- run it.
     perform _procrastinate_notify_queue(old.queue_name);
     perform _procrastinate_notify_queue(job.queue_name)
     from procrastinate_jobs as job
@@ -139,8 +149,8 @@ end;
 $$;
 
 comment on function _procrastinate_job_leaves_lock is
-'Note that another job of a lock may be next: this one was finished, cancelled, deleted, given another lock, '
-'or is no longer ready.';
+'Note that another job of a lock may be next: this one was finished, cancelled, deleted, given '
+'another lock, or is no longer ready.';
 
 create trigger procrastinate_job_leaves_lock
 before update on procrastinate_jobs
@@ -172,10 +182,13 @@ begin
             errcode = 'check_violation',
             hint = case
                 when new.status = old.status
-                    then 'The id, the attempts, and the lock of a running job stay as they are.'
+                    then 'The id stays as it is; so do the lock, the attempts and the worker of a '
+                        'running job.'
                 when new.status = 'doing' then 'Call procrastinate_fetch_jobs to start a job.'
                 when old.status = 'doing' and new.status = 'todo'
                     then 'Call procrastinate_retry_job or procrastinate_fail_job.'
+                when old.status = 'doing' and new.status = 'cancelled'
+                    then 'Call procrastinate_cancel_job with abort => true.'
                 when old.status = 'doing' then 'Call procrastinate_finish_job.'
                 when new.status = 'todo' then 'Call procrastinate_rerun_job.'
                 when old.status = 'todo' then 'Call procrastinate_cancel_job.'
@@ -194,7 +207,16 @@ for each row
 when (
     new.id <> old.id
     or new.attempts < old.attempts
-    or (old.status = 'doing' and new.lock is distinct from old.lock)
+    or (
+        old.status = 'doing'
+        and (
+            new.lock is distinct from old.lock
+            or (
+                new.status = 'doing'
+                and (new.attempts <> old.attempts or new.worker_id <> old.worker_id)
+            )
+        )
+    )
     or (
         new.status <> old.status
         and not case old.status
@@ -206,7 +228,11 @@ when (
                     and new.worker_id is not null
                     and new.started_at is not null
                 )
-                or (new.status = 'cancelled' and new.finished_at is not null and new.ready_seq is null)
+                or (
+                    new.status = 'cancelled'
+                    and new.finished_at is not null
+                    and new.ready_seq is null
+                )
             when 'doing' then
                 new.attempts = old.attempts + 1
                 and case new.status

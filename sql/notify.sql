@@ -13,7 +13,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_channel is 'The channel of one queue: its name, or the MD5 of a long one.';
+comment on function _procrastinate_channel is
+'The channel of one queue: its name, or the MD5 of a long one.';
 
 create function procrastinate_listen_channels(queue_names text[] = null)
 returns setof text
@@ -28,9 +29,9 @@ as $$
 $$;
 
 comment on function procrastinate_listen_channels is
-'The channels that a worker of these queues LISTENs to (null: all queues). A notification says no more than '
-'that fetching is worth while: its payload is empty. '
-'Example: select procrastinate_listen_channels(array[''mail'']).';
+'The channels that a worker of these queues LISTENs to (null: all queues). A notification says no '
+'more than that fetching is worth while: its payload is empty. Example: select '
+'procrastinate_listen_channels(array[''mail'']).';
 
 create function _procrastinate_notify_queue(queue_name text)
 returns void
@@ -45,4 +46,5 @@ end;
 $$;
 
 comment on function _procrastinate_notify_queue is
-'Wake the workers of a queue when this transaction commits. PostgreSQL folds what a transaction repeats.';
+'Wake the workers of a queue when this transaction commits. PostgreSQL folds what a transaction '
+'repeats.';

@@ -16,9 +16,9 @@ end;
 $$;
 
 comment on function procrastinate_pause_queue is
-'Fetch nothing more from a queue, from the commit on, whatever the worker. What runs goes on; jobs can be '
-'deferred, and keep their place in their lock. Error: 22023. '
-'Example: select procrastinate_pause_queue(''mail'').';
+'Fetch nothing more from a queue, from the commit on, whatever the worker. What runs goes on; jobs '
+'can be deferred, and keep their place in their lock. Error: 22023. Example: select '
+'procrastinate_pause_queue(''mail'').';
 
 create function procrastinate_resume_queue(queue_name text)
 returns void

@@ -1,8 +1,8 @@
 -- Which jobs to claim: the hot queries, each pinned to one index (tests/python/test_plans.py).
 --
--- Each takes the rows it returns with `for update skip locked`, and no other. A job with a lock is taken only
--- while it is the first of its lock among what this statement sees, so that one that was overtaken a moment ago
--- is left for the settler.
+-- Each takes the rows it returns with `for update skip locked`, and no other. A job with a lock is
+-- taken only while it is the first of its lock among what this statement sees, so that one that was
+-- overtaken a moment ago is left for the settler.
 
 create function _procrastinate_pick(queue_names text[], max_jobs integer)
 returns bigint[]
@@ -12,14 +12,16 @@ as $$
 begin
     return case
         when queue_names is null then _procrastinate_pick_from_all(max_jobs)
-        when cardinality(queue_names) = 1 then _procrastinate_pick_from_one(queue_names[1], max_jobs)
+        when cardinality(queue_names) = 1
+            then _procrastinate_pick_from_one(queue_names[1], max_jobs)
         else _procrastinate_pick_from_some(queue_names, max_jobs)
     end;
 end;
 $$;
 
 comment on function _procrastinate_pick is
-'Take the rows of up to max_jobs ready jobs of these queues (null: all), and return their ids in order.';
+'Take the rows of up to max_jobs ready jobs of these queues (null: all), and return their ids in '
+'order.';
 
 create function _procrastinate_pick_from_all(max_jobs integer)
 returns bigint[]
@@ -70,12 +72,12 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    seen bigint[] := '{}';
+    seen bigint[] := array[]::bigint[];
     window_ids bigint[];
-    picked bigint[] := '{}';
+    picked bigint[] := array[]::bigint[];
 begin
-    -- Merge the heads of the queues without holding them, then take that many and no more: rows that
-    -- another session holds are left out, and the next round looks behind them.
+    -- Merge the heads of the queues without holding them, then take that many and no more: rows
+    -- that another session holds are left out, and the next round looks behind them.
     while cardinality(picked) < max_jobs loop
         window_ids := array(
             select ready.id
@@ -110,4 +112,5 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_pick_from_some is 'Take ready jobs of several queues, merged by priority and turn.';
+comment on function _procrastinate_pick_from_some is
+'Take ready jobs of several queues, merged by priority and turn.';

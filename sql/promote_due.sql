@@ -9,7 +9,9 @@ declare
     due_at timestamptz;
 begin
     if queue_names is null then
-        select min(job.due_at) into due_at from procrastinate_jobs as job where job.due_at is not null;
+        select min(job.due_at) into due_at
+        from procrastinate_jobs as job
+        where job.due_at is not null;
     else
         select min(earliest.due_at) into due_at
         from unnest(queue_names) as named (queue)
@@ -19,13 +21,17 @@ begin
             where job.queue_name = named.queue and job.due_at is not null
         ) as earliest;
     end if;
+    -- Not greatest() alone: it ignores a null, and a worker would never sleep.
+    if due_at is null then
+        return null;
+    end if;
     return greatest(due_at - clock_timestamp(), interval '0');
 end;
 $$;
 
 comment on function procrastinate_next_due is
-'How long until the next scheduled job of these queues (null: all) can be fetched: zero if one is due, null if '
-'none is scheduled. Example: select procrastinate_next_due(array[''mail'']).';
+'How long until the next scheduled job of these queues (null: all) can be fetched: zero if one is '
+'due, null if none is scheduled. Example: select procrastinate_next_due(array[''mail'']).';
 
 create function _procrastinate_promote_due(max_jobs integer)
 returns bigint[]
@@ -38,34 +44,40 @@ begin
     if not exists (
         select from procrastinate_jobs as job where job.due_at <= clock_timestamp()
     ) then
-        return '{}';
+        return array[]::bigint[];
     end if;
 
     with due as materialized (
-        select job.id
+        select job.id, job.lock
         from procrastinate_jobs as job
         where job.due_at <= clock_timestamp()
-        order by job.due_at
+        order by job.due_at, job.id
         limit max_jobs
         for update skip locked
     ),
+    -- Turns are drawn here, in the order of the due times, not in whatever order the update joins.
+    turn as materialized (
+        select
+            due.id,
+            case when due.lock is null then nextval('procrastinate_ready_seq') end as ready_seq
+        from due
+    ),
     ready as (
         update procrastinate_jobs as job
-        set
-            due_at = null,
-            ready_seq = case when job.lock is null then nextval('procrastinate_ready_seq') end
-        from due
-        where job.id = due.id
+        set due_at = null, ready_seq = turn.ready_seq
+        from turn
+        where job.id = turn.id
         returning job.id, job.lock
     ),
     event as (
         insert into procrastinate_lock_events (lock)
         select distinct ready.lock from ready where ready.lock is not null
     )
-    select coalesce(array_agg(ready.id), '{}') into promoted from ready;
+    select coalesce(array_agg(ready.id), array[]::bigint[]) into promoted from ready;
     return promoted;
 end;
 $$;
 
 comment on function _procrastinate_promote_due is
-'Let up to max_jobs jobs whose time has come take their turn, or their place in their lock. Returns them.';
+'Let up to max_jobs jobs whose time has come take their turn, or their place in their lock. '
+'Returns them.';

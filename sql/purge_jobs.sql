@@ -21,7 +21,9 @@ begin
     elsif coalesce(max_jobs < 1, true) then
         perform _procrastinate_refuse('max_jobs', 'must be at least 1');
     elsif not coalesce(statuses <@ array['succeeded', 'failed', 'cancelled', 'aborted'], true) then
-        perform _procrastinate_refuse('statuses', 'must be among succeeded, failed, cancelled and aborted');
+        perform _procrastinate_refuse(
+            'statuses', 'must be among succeeded, failed, cancelled and aborted'
+        );
     end if;
     perform _procrastinate_check_interval('older_than', older_than);
 
@@ -43,9 +45,9 @@ end;
 $$;
 
 comment on function procrastinate_purge_jobs is
-'Delete up to max_jobs jobs that finished longer ago than older_than, the oldest first, of one queue and of some '
-'statuses if given. Returns how many: call it again until that is 0. Error: 22023. '
-'Example: select procrastinate_purge_jobs(''7 days'').';
+'Delete up to max_jobs jobs that finished longer ago than older_than, the oldest first, of one '
+'queue and of some statuses if given. Returns how many: call it again until that is 0. Error: '
+'22023. Example: select procrastinate_purge_jobs(''7 days'').';
 
 create function _procrastinate_purge_due(max_jobs integer)
 returns void
@@ -65,4 +67,5 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_purge_due is 'Delete up to max_jobs jobs whose task does not keep them any longer.';
+comment on function _procrastinate_purge_due is
+'Delete up to max_jobs jobs whose task does not keep them any longer.';

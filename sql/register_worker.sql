@@ -13,8 +13,12 @@ declare
     worker_id bigint;
 begin
     perform _procrastinate_check_name('name', coalesce(name, 'none'));
-    if coalesce(heartbeat_interval not between interval '0.1 seconds' and interval '1 hour', true) then
-        perform _procrastinate_refuse('heartbeat_interval', 'must lie between 0.1 seconds and 1 hour');
+    if coalesce(
+        heartbeat_interval not between interval '0.1 seconds' and interval '1 hour', true
+    ) then
+        perform _procrastinate_refuse(
+            'heartbeat_interval', 'must lie between 0.1 seconds and 1 hour'
+        );
     elsif coalesce(lease not between heartbeat_interval * 3 and interval '1 day', true) then
         perform _procrastinate_refuse('lease', 'must lie between three heartbeats and 1 day');
     end if;
@@ -35,9 +39,10 @@ end;
 $$;
 
 comment on function procrastinate_register_worker is
-'Register a worker and return its id. It is to call procrastinate_heartbeat every heartbeat_interval; after '
-'two and a half of them in silence it is given up if its connection is gone too, after its lease in any case. '
-'Error: 22023. Example: select procrastinate_register_worker(''web-1'').';
+'Register a worker and return its id. It is to call procrastinate_heartbeat every '
+'heartbeat_interval; after two and a half of them in silence it is given up if its connection is '
+'gone too, after its lease in any case. Error: 22023. Example: select '
+'procrastinate_register_worker(''web-1'').';
 
 create function procrastinate_unregister_worker(worker_id bigint)
 returns void

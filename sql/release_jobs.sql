@@ -1,4 +1,4 @@
--- Give back jobs that were claimed and not started.
+-- Give back jobs that were claimed and not started, or of which the worker never heard.
 
 create function procrastinate_release_jobs(worker_id bigint, job_ids bigint[])
 returns setof bigint
@@ -22,6 +22,40 @@ end;
 $$;
 
 comment on function procrastinate_release_jobs is
-'Give back claimed jobs that were not started: they wait again at once, and no attempt is burnt. Returns the jobs '
-'that were given back; those that the worker does not hold are left alone. Error: 22023. '
-'Example: select procrastinate_release_jobs(7, array[42, 43]).';
+'Give back claimed jobs that were not started: they wait again at once, and no attempt is burnt. '
+'Returns the jobs that were given back; those that the worker does not hold are left alone. Error: '
+'22023. Example: select procrastinate_release_jobs(7, array[42, 43]).';
+
+create function procrastinate_release_unknown_jobs(worker_id bigint, known_job_ids bigint[])
+returns setof bigint
+language plpgsql
+set search_path from current
+set jit = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
+begin
+    if worker_id is null then
+        perform _procrastinate_refuse('worker_id', 'must not be null');
+    elsif known_job_ids is null or array_position(known_job_ids, null) is not null then
+        perform _procrastinate_refuse('known_job_ids', 'must be an array without nulls');
+    end if;
+
+    return query
+    select released.job_id
+    from procrastinate_release_jobs(worker_id, array(
+        select job.id
+        from procrastinate_jobs as job
+        where
+            job.status = 'doing'
+            and job.worker_id + 0 = procrastinate_release_unknown_jobs.worker_id
+            and job.id <> all(known_job_ids)
+    )) as released (job_id);
+end;
+$$;
+
+comment on function procrastinate_release_unknown_jobs is
+'Give back the jobs that the queue says a worker holds and that are not among those it knows: a '
+'fetch whose answer was lost with the connection has left them. To be called when no other fetch '
+'of the worker is under way. Returns the jobs that were given back. Error: 22023. Example: select '
+'procrastinate_release_unknown_jobs(7, array[42]).';

@@ -11,14 +11,17 @@ begin
 
     return query select * from _procrastinate_repair_sequences();
 
-    mended := 'jobs of unknown workers taken back';
+    mended := 'jobs of workers that are gone taken back';
     select count(*) into amount
     from _procrastinate_end_runs(array(
         select (job.id, null, job.worker_id, 'lose', null, null, null, null)::procrastinate_outcome
         from procrastinate_jobs as job
         where
             job.status = 'doing'
-            and not exists (select from procrastinate_workers as worker where worker.id = job.worker_id)
+            and not exists (
+                select from procrastinate_workers as worker
+                where worker.id = job.worker_id and worker.gone_at is null
+            )
         for update skip locked
     ));
     return next;
@@ -34,9 +37,10 @@ end;
 $$;
 
 comment on function procrastinate_repair is
-'Mend what a restore or a switch-over can leave behind: set sequences that are behind the data, take back running '
-'jobs of workers that are not in procrastinate_workers, have every lock looked at afresh. Returns what it looked '
-'at and how much it mended. Harmless at any time. Example: select * from procrastinate_repair().';
+'Mend what a restore or a switch-over can leave behind: set sequences that are behind the data, '
+'take back running jobs of workers that are gone or unknown, have every lock looked at afresh. '
+'Returns what it looked at and how much it mended. Harmless at any time. Example: select * from '
+'procrastinate_repair().';
 
 create function _procrastinate_repair_sequences()
 returns table (mended text, amount bigint)
@@ -49,7 +53,8 @@ begin
     for behind in
         select sequence.name, sequence.highest
         from (
-            select 'procrastinate_jobs_id_seq' as name, max(job.id) as highest from procrastinate_jobs as job
+            select 'procrastinate_jobs_id_seq' as name, max(job.id) as highest
+            from procrastinate_jobs as job
             union all
             select 'procrastinate_ready_seq', max(job.ready_seq) from procrastinate_jobs as job
             union all
@@ -60,7 +65,8 @@ begin
                     (select max(job.worker_id) from procrastinate_jobs as job)
                 )
             union all
-            select 'procrastinate_lock_events_id_seq', max(event.id) from procrastinate_lock_events as event
+            select 'procrastinate_lock_events_id_seq', max(event.id)
+            from procrastinate_lock_events as event
         ) as sequence
     loop
         mended := format('%s set forward', behind.name);

@@ -19,6 +19,10 @@ begin
             using errcode = 'PC001', hint = 'Only a finished job can be run again.';
     end if;
 
+    -- Requests to abort the run that is over are not meant for the next one.
+    delete from procrastinate_abort_requests as request
+    where request.job_id = procrastinate_rerun_job.job_id;
+
     update procrastinate_jobs as job
     set
         status = 'todo',
@@ -33,9 +37,15 @@ begin
         result = null,
         error = null
     where job.id = job_id;
+exception
+    -- Cancelled before it was ever started, it takes up its queueing lock again.
+    when unique_violation then
+        raise exception 'another job already waits with the queueing lock of job %', job_id
+            using errcode = 'PC002', hint = 'Run it again once that job has started.';
 end;
 $$;
 
 comment on function procrastinate_rerun_job is
-'Let a finished job wait again, at once, with all the attempts that its policy allows. '
-'Errors: PC005 no such job; PC001 not finished. Example: select procrastinate_rerun_job(42).';
+'Let a finished job wait again, at once, with all the attempts that its policy allows. Errors: '
+'PC005 no such job; PC001 not finished; PC002 it was never started, and its queueing lock waits by '
+'now. Example: select procrastinate_rerun_job(42).';

@@ -6,34 +6,50 @@ language plpgsql
 set search_path from current
 as $$
 declare
+    silent_ids bigint[];
     gone_id bigint;
 begin
     if coalesce(max_jobs < 1, true) then
         perform _procrastinate_refuse('max_jobs', 'must be at least 1');
     end if;
 
+    silent_ids := _procrastinate_silent_workers(rescuer_id);
     update procrastinate_workers as worker
     set gone_at = clock_timestamp()
-    where worker.id = any(_procrastinate_silent_workers(rescuer_id)) and worker.gone_at is null;
+    where worker.id = any(silent_ids) and worker.gone_at is null;
 
     for gone_id in
-        select worker.id from procrastinate_workers as worker where worker.gone_at is not null order by worker.id
+        select worker.id
+        from procrastinate_workers as worker
+        where worker.gone_at is not null and worker.taken_back_at is null
+        order by worker.id
     loop
         return query
         select taken.job_id, gone_id, taken.status::text
         from _procrastinate_take_back_jobs(gone_id, 'lose', max_jobs) as taken;
     end loop;
+
+    -- A fetch that was under way when its worker was given up may still commit: look for a minute.
+    update procrastinate_workers as worker
+    set taken_back_at = clock_timestamp()
+    where
+        worker.gone_at < clock_timestamp() - interval '1 minute'
+        and worker.taken_back_at is null
+        and not exists (
+            select from procrastinate_jobs as job
+            where job.status = 'doing' and job.worker_id + 0 = worker.id
+        );
 end;
 $$;
 
 comment on function procrastinate_rescue_jobs is
-'Give up workers that are gone and let their jobs wait again (or end: aborted if that was asked for, failed with '
-'the error `worker lost` after max_lost lost runs). A worker is gone after its lease in silence, or after two and '
-'a half heartbeats in silence when its connection is gone too. Only the time counts in which the rescuer itself '
-'kept its heartbeat; without a rescuer, the time since the server started. Rows that somebody holds are left for '
-'the next call. Any worker, or a person, may call it at any time. Takes up to max_jobs jobs of each worker and '
-'returns them with their worker and new status. Error: 22023. '
-'Example: select * from procrastinate_rescue_jobs().';
+'Give up workers that are gone and let their jobs wait again (or end: aborted if that was asked '
+'for, failed with the error `worker lost` after max_lost lost runs). A worker is gone after its '
+'lease in silence, or after two and a half heartbeats in silence when its connection is gone too. '
+'Only the time counts in which the rescuer itself kept its heartbeat; without a rescuer, the time '
+'since the server started. Rows that somebody holds are left for the next call. Any worker, or a '
+'person, may call it at any time. Takes up to max_jobs jobs of each worker and returns them with '
+'their worker and new status. Error: 22023. Example: select * from procrastinate_rescue_jobs().';
 
 create function _procrastinate_silent_workers(rescuer_id bigint)
 returns bigint[]
@@ -98,4 +114,5 @@ end;
 $$;
 
 comment on function _procrastinate_take_back_jobs is
-'End the runs that a worker holds, but for those whose row somebody holds, as handed back or as lost.';
+'End the runs that a worker holds, but for those whose row somebody holds, as handed back or as '
+'lost.';

@@ -10,4 +10,5 @@ as $$
 $$;
 
 comment on function procrastinate_schema_version is
-'Version of the schema: what a binding checks when it opens. Example: select procrastinate_schema_version().';
+'Version of the schema: what a binding checks when it opens. Example: select '
+'procrastinate_schema_version().';

@@ -1,11 +1,11 @@
 -- Who is next: the only code that makes a job with a lock ready (docs/decisions/0002-locks.md).
 --
--- Everybody else only appends to procrastinate_lock_events. One session at a time reads the events and,
--- in later statements that see whatever caused them, brings each lock in order. It never waits for a row:
--- a lock whose row is held gets its event back.
+-- Everybody else only appends to procrastinate_lock_events. One session at a time reads the events
+-- and, in later statements that see whatever caused them, brings each lock in order. It never waits
+-- for a row: a lock whose row is held gets its event back.
 
 create function _procrastinate_settle_locks(max_events integer)
-returns table (taken integer, readied bigint[])
+returns table (taken integer, readied bigint[], busy boolean)
 language plpgsql
 set search_path from current
 as $$
@@ -16,13 +16,15 @@ declare
     also_held text[];
 begin
     taken := 0;
-    if not exists (
+    busy := exists (
         select from procrastinate_lock_events as event
         where event.due_at is null or event.due_at <= clock_timestamp()
-    ) or not _procrastinate_become_settler(wait => false) then
+    );
+    if not busy or not _procrastinate_become_settler(wait => false) then
         return next;
         return;
     end if;
+    busy := false;
 
     with event as (
         delete from procrastinate_lock_events as event
@@ -33,24 +35,29 @@ begin
             order by due.id
             limit max_events
         ))
-        returning event.lock, event.tries
+        returning event.id, event.lock, event.tries
     ),
     named as (
-        select event.lock, max(event.tries) as tries, count(*) as events
+        select event.lock, max(event.tries) as tries, count(*) as events, min(event.id) as first_id
         from event
         group by event.lock
     )
-    select array_agg(named.lock), array_agg(named.tries), coalesce(sum(named.events), 0)
+    select
+        array_agg(named.lock order by named.first_id),
+        array_agg(named.tries order by named.first_id),
+        coalesce(sum(named.events), 0)
     into locks, tries, taken
     from named;
 
     held := _procrastinate_unready_overtaken(locks);
-    select made.readied, made.held into readied, also_held from _procrastinate_ready_heads(locks) as made;
+    select made.readied, made.held into readied, also_held
+    from _procrastinate_ready_heads(locks) as made;
 
     insert into procrastinate_lock_events (lock, due_at, tries)
     select
         named.lock,
-        clock_timestamp() + least(interval '10 milliseconds' * 2 ^ named.tries, interval '1 second'),
+        clock_timestamp()
+        + least(interval '10 milliseconds' * 2 ^ named.tries, interval '1 second'),
         least(named.tries + 1, 10)
     from unnest(locks, tries) as named (lock, tries)
     where named.lock = any(held || also_held);
@@ -59,8 +66,8 @@ end;
 $$;
 
 comment on function _procrastinate_settle_locks is
-'Take up to max_events events and bring their locks in order. Returns how many were taken (none if another '
-'session is at it) and the jobs that became ready.';
+'Take up to max_events events and bring their locks in order. Returns how many were taken, the '
+'jobs that became ready, and whether events were left because another session is busy with them.';
 
 create function _procrastinate_unready_overtaken(locks text[])
 returns text[]
@@ -101,7 +108,8 @@ end;
 $$;
 
 comment on function _procrastinate_unready_overtaken is
-'Take readiness from jobs that are no longer the first of their lock. Returns the locks whose job somebody holds.';
+'Take readiness from jobs that are no longer the first of their lock. Returns the locks whose job '
+'somebody holds.';
 
 create function _procrastinate_ready_heads(locks text[])
 returns table (readied bigint[], held text[])
@@ -110,14 +118,16 @@ set search_path from current
 as $$
 begin
     with head as materialized (
-        select job.id, job.lock
-        from unnest(locks) as named (lock)
+        select job.id, job.lock, named.place
+        from unnest(locks) with ordinality as named (lock, place)
         inner join procrastinate_jobs as job on job.id = _procrastinate_head(named.lock)
         where
             job.due_at is null
             and not exists (
                 select from procrastinate_jobs as holder
-                where holder.lock = named.lock and (holder.status = 'doing' or holder.ready_seq is not null)
+                where
+                    holder.lock = named.lock
+                    and (holder.status = 'doing' or holder.ready_seq is not null)
             )
     ),
     free as materialized (
@@ -125,13 +135,17 @@ begin
         from procrastinate_jobs as job
         inner join head on job.id = head.id and job.lock = head.lock
         where job.status = 'todo' and job.due_at is null
+        order by head.place
         for update of job skip locked
+    ),
+    turn as materialized (
+        select free.id, nextval('procrastinate_ready_seq') as ready_seq from free
     ),
     made as (
         update procrastinate_jobs as job
-        set ready_seq = nextval('procrastinate_ready_seq')
-        from free
-        where job.id = free.id
+        set ready_seq = turn.ready_seq
+        from turn
+        where job.id = turn.id
         returning job.id
     )
     select
@@ -143,7 +157,8 @@ end;
 $$;
 
 comment on function _procrastinate_ready_heads is
-'Make the first job of each free lock ready. Returns those jobs, and the locks whose job somebody holds.';
+'Make the first job of each free lock ready, in the order of the locks. Returns those jobs, and '
+'the locks whose job somebody holds.';
 
 create function _procrastinate_head(lock text)
 returns bigint
@@ -162,7 +177,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_head is 'The job of a lock that is next: by priority, then by id.';
+comment on function _procrastinate_head is
+'The job of a lock that is next: by priority, then by id.';
 
 create function _procrastinate_become_settler(wait boolean)
 returns boolean
@@ -184,5 +200,5 @@ end;
 $$;
 
 comment on function _procrastinate_become_settler is
-'Become, until the end of the transaction, the only session that decides which job of a lock is ready. '
-'Returns whether that worked; with wait it always does.';
+'Become, until the end of the transaction, the only session that decides which job of a lock is '
+'ready. Returns whether that worked; with wait it always does.';

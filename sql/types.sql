@@ -27,8 +27,8 @@ create type procrastinate_fetched_job as (
 );
 
 comment on type procrastinate_fetched_job is
-'What a worker gets to run a job. `attempt` (1 on the first run) must be given back when the run ends; '
-'`timeout` is the longest that the run may take by the policy of its task (null: no limit).';
+'What a worker gets to run a job. `attempt` (1 on the first run) must be given back when the run '
+'ends; `timeout` is the longest that the run may take by the policy of its task (null: no limit).';
 
 create type procrastinate_outcome as (
     job_id bigint,

@@ -1,7 +1,7 @@
 -- What waits is cancelled; what runs is asked to stop; what has finished stays as it is.
 begin;
 \ir support/arrange.sql
-select plan(24);
+select plan(25);
 
 select procrastinate_defer_job('waiting');
 
@@ -127,6 +127,11 @@ from (
     ('a failure', $$select procrastinate_fail_job(pg_temp.id('t'), 1, 'error')$$, 'aborted'),
     (
         'its worker''s leaving', $$select procrastinate_unregister_worker(pg_temp.worker())$$,
+        'aborted'
+    ),
+    (
+        'a reported failure',
+        $$select procrastinate_finish_job(pg_temp.id('t'), 1, 'failed')$$,
         'aborted'
     ),
     ('a success', $$select procrastinate_finish_job(pg_temp.id('t'), 1)$$, 'succeeded')

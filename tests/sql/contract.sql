@@ -1,7 +1,7 @@
 -- What programs rely on, for ever: names and defaults of arguments, returned columns, SQLSTATEs.
 begin;
 \ir support/arrange.sql
-select plan(108);
+select plan(110);
 
 -- Functions. Arguments may be appended, with a default: then their line is added here.
 
@@ -185,6 +185,14 @@ values
     array[
         'worker_id bigint',
         'job_ids bigint[]'
+    ],
+    'setof bigint'
+),
+(
+    'procrastinate_release_unknown_jobs',
+    array[
+        'worker_id bigint',
+        'known_job_ids bigint[]'
     ],
     'setof bigint'
 ),

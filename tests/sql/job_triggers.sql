@@ -286,8 +286,8 @@ values
     'cancelling a running job', 'running',
     $$status = 'cancelled', finished_at = now()$$, 'procrastinate_cancel_job'
 ),
-('another lock of a running job', 'running', $$lock = 'other'$$, 'lock of a running job'),
-('no lock of a running job', 'running', 'lock = null', 'lock of a running job'),
+('another lock of a running job', 'running', $$lock = 'other'$$, 'of a running job'),
+('no lock of a running job', 'running', 'lock = null', 'of a running job'),
 ('more attempts of a running job', 'running', 'attempts = 7', 'attempts'),
 ('fewer attempts of a job', 'retried', 'attempts = 0', 'attempts'),
 ('another number of a waiting job', 'waiting', 'id = 7000000', 'id'),

@@ -1,7 +1,7 @@
 -- A worker gives back jobs that it claimed and did not start: at once, without burning an attempt.
 begin;
 \ir support/arrange.sql
-select plan(13);
+select plan(18);
 
 select procrastinate_declare_task('a', max_attempts => 1);
 select procrastinate_defer_job('a', queueing_lock => 'a');
@@ -103,6 +103,49 @@ select is(
     (pg_temp.job('a')).status::text, 'aborted',
     'a job that was asked to stop does not wait again when it is handed back'
 );
+
+-- Jobs whose fetch was answered to nobody.
+
+delete from procrastinate_jobs;
+select procrastinate_defer_job('heard');
+select procrastinate_defer_job('unheard');
+select procrastinate_defer_job('foreign');
+select pg_temp.fetch(2);
+select pg_temp.fetch(worker_name => 'bob');
+
+select results_eq(
+    $$select procrastinate_release_unknown_jobs(pg_temp.worker(), array[pg_temp.id('heard')])$$,
+    $$select pg_temp.id('unheard')$$,
+    'what a worker holds without knowing is given back'
+);
+
+select results_eq(
+    $$
+    select job.task_name, job.status::text, job.handed_back
+    from procrastinate_jobs as job
+    order by job.id
+    $$,
+    $$values ('heard', 'doing', 0), ('unheard', 'todo', 1), ('foreign', 'doing', 0)$$,
+    'what it knows, and what others hold, is left alone'
+);
+
+select is_empty(
+    $$select procrastinate_release_unknown_jobs(pg_temp.worker(), array[pg_temp.id('heard'), -1])$$,
+    'a worker that knows all gives back nothing'
+);
+
+select throws_ok(refused.statement, '22023', null, refused.fact)
+from (
+    values
+    (
+        'select procrastinate_release_unknown_jobs(null, array[1])',
+        'giving back unknown jobs of no worker is refused'
+    ),
+    (
+        'select procrastinate_release_unknown_jobs(1, null)',
+        'no array of known jobs is refused: it would give back everything'
+    )
+) as refused (statement, fact);
 
 select * from finish();
 rollback;

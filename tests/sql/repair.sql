@@ -54,8 +54,8 @@ select pg_temp.fetch(worker_name => 'bob');
 delete from procrastinate_workers as worker where worker.name = 'ann';
 
 select is(
-    pg_temp.mended('workers taken back'), 1::bigint,
-    'running jobs of workers that are not known are taken back'
+    pg_temp.mended('gone taken back'), 1::bigint,
+    'running jobs of workers that are gone are taken back'
 );
 
 select is(pg_temp.fetch(10, worker_name => 'bob'), 'orphan', 'they run again');

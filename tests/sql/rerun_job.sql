@@ -1,7 +1,7 @@
 -- A finished job is started afresh.
 begin;
 \ir support/arrange.sql
-select plan(16);
+select plan(17);
 
 create function pg_temp.rerun_after(final_status text)
 returns text
@@ -127,6 +127,17 @@ select pg_temp.fetch();
 select lives_ok(
     $$select procrastinate_rerun_job(pg_temp.id('first'))$$,
     'once that job has been started it can be run again'
+);
+
+-- A request to abort the run before is not meant for the next.
+
+select procrastinate_finish_job(pg_temp.id('second'), 1);
+insert into procrastinate_abort_requests (job_id) values (pg_temp.id('second'));
+select procrastinate_rerun_job(pg_temp.id('second'));
+select procrastinate_heartbeat(pg_temp.worker());
+
+select is(
+    (pg_temp.job('second')).status::text, 'todo', 'a request to abort the run before is dropped'
 );
 
 select * from finish();
