@@ -109,7 +109,7 @@ begin
         ready_seq = null,
         due_at = null
     from free
-    where job.id = free.id;
+    where job.id = any(array[free.id]);
 
     delete from procrastinate_abort_requests as request
     where not exists (

@@ -53,12 +53,7 @@ begin
     end loop;
 
     -- Others may wait for what became ready here and was not for this worker.
-    perform _procrastinate_notify_queue(unclaimed.queue_name)
-    from (
-        select distinct job.queue_name
-        from procrastinate_jobs as job
-        where job.id = any(readied) and job.status = 'todo'
-    ) as unclaimed;
+    perform _procrastinate_notify_waiting(readied);
 end;
 $$;
 
@@ -171,7 +166,7 @@ begin
             worker_id = _procrastinate_claim.worker_id,
             started_at = clock_timestamp()
         from unnest(job_ids) with ordinality as picked (id, place)
-        where job.id = picked.id
+        where job.id = any(array[picked.id])
         returning job.*, picked.place
     )
     select

@@ -83,7 +83,7 @@ begin
         delete from procrastinate_jobs as job
         using decided
         where
-            job.id = decided.job_id
+            job.id = any(array[decided.job_id])
             and job.status = 'doing'
             and job.attempts = decided.attempts
             and not decided.waits
@@ -115,7 +115,7 @@ begin
             error = coalesce(decided.error, job.error)
         from decided
         where
-            job.id = decided.job_id
+            job.id = any(array[decided.job_id])
             and job.status = 'doing'
             and job.attempts = decided.attempts
             and (decided.waits or decided.keep_finished is distinct from interval '0')
@@ -156,7 +156,7 @@ as $$
 #variable_conflict use_column
 begin
     return query
-    select distinct on (job.id)
+    select distinct on (outcome.job_id)
         outcome.ordinal::integer,
         job.id,
         job.attempts,
@@ -173,7 +173,7 @@ begin
     from unnest(outcomes) with ordinality as outcome (
         job_id, attempt, worker_id, action, status, result, error, retry_in, ordinal
     )
-    inner join procrastinate_jobs as job on outcome.job_id = job.id
+    inner join procrastinate_jobs as job on job.id = any(array[outcome.job_id])
     left join procrastinate_tasks as task on job.task_name = task.task_name
     cross join lateral (
         select case
@@ -197,7 +197,7 @@ begin
         job.status = 'doing'
         and job.attempts + 1 = coalesce(outcome.attempt, job.attempts + 1)
         and job.worker_id = coalesce(outcome.worker_id, job.worker_id)
-    order by job.id, outcome.ordinal;
+    order by outcome.job_id, outcome.ordinal;
 end;
 $$;
 

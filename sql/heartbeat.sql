@@ -46,7 +46,7 @@ begin
         from unnest(job_ids, attempts) as held (id, attempt)
         left join procrastinate_jobs as job
             on
-                held.id = job.id
+                job.id = any(array[held.id])
                 and job.status = 'doing'
                 and job.worker_id = procrastinate_heartbeat.worker_id
                 and job.attempts + 1 = held.attempt
@@ -108,10 +108,7 @@ declare
     ready_ids bigint[] := _procrastinate_promote_due(1000);
 begin
     ready_ids := ready_ids || settled.readied from _procrastinate_settle_locks(1000) as settled;
-    perform _procrastinate_notify_queue(ready.queue_name)
-    from (
-        select distinct job.queue_name from procrastinate_jobs as job where job.id = any(ready_ids)
-    ) as ready;
+    perform _procrastinate_notify_waiting(ready_ids);
 end;
 $$;
 

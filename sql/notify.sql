@@ -48,3 +48,25 @@ $$;
 comment on function _procrastinate_notify_queue is
 'Wake the workers of a queue when this transaction commits. PostgreSQL folds what a transaction '
 'repeats.';
+
+create function _procrastinate_notify_waiting(job_ids bigint[])
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    -- PostgreSQL takes `= any('{}')` for a proof of every partial index, and may read the whole of one.
+    if cardinality(job_ids) = 0 then
+        return;
+    end if;
+    perform _procrastinate_notify_queue(waiting.queue_name)
+    from (
+        select distinct job.queue_name
+        from procrastinate_jobs as job
+        where job.id = any(job_ids) and job.status = 'todo'
+    ) as waiting;
+end;
+$$;
+
+comment on function _procrastinate_notify_waiting is
+'Wake the workers of the queues in which some of these jobs wait.';

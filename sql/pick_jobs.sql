@@ -102,8 +102,9 @@ begin
         picked := picked || array(
             select job.id
             from unnest(window_ids) with ordinality as ready (id, place)
-            inner join procrastinate_jobs as job on ready.id = job.id
-            where job.status = 'todo' and job.ready_seq is not null
+            inner join procrastinate_jobs as job on job.id = any(array[ready.id])
+            -- Still ready; said so that no plan takes it for a reason to read a ready index instead.
+            where job.status = 'todo' and num_nulls(job.ready_seq) = 0
             order by ready.place
             for update of job skip locked
         );

@@ -9,16 +9,20 @@ declare
     due_at timestamptz;
 begin
     if queue_names is null then
-        select min(job.due_at) into due_at
+        select job.due_at into due_at
         from procrastinate_jobs as job
-        where job.due_at is not null;
+        where job.due_at is not null and job.status = 'todo'
+        order by job.due_at
+        limit 1;
     else
         select min(earliest.due_at) into due_at
         from unnest(queue_names) as named (queue)
         cross join lateral (
-            select min(job.due_at) as due_at
+            select job.due_at
             from procrastinate_jobs as job
-            where job.queue_name = named.queue and job.due_at is not null
+            where job.queue_name = named.queue and job.queue_name <> '' and job.due_at is not null
+            order by job.due_at
+            limit 1
         ) as earliest;
     end if;
     -- Not greatest() alone: it ignores a null, and a worker would never sleep.
@@ -39,10 +43,13 @@ language plpgsql
 set search_path from current
 as $$
 declare
+    -- Once: a volatile function in a condition keeps the index from being searched, it is read through.
+    due_by constant timestamptz := clock_timestamp();
     promoted bigint[];
 begin
     if not exists (
-        select from procrastinate_jobs as job where job.due_at <= clock_timestamp()
+        select from procrastinate_jobs as job
+        where job.due_at <= due_by and job.status = 'todo'
     ) then
         return array[]::bigint[];
     end if;
@@ -50,7 +57,7 @@ begin
     with due as materialized (
         select job.id, job.lock
         from procrastinate_jobs as job
-        where job.due_at <= clock_timestamp()
+        where job.due_at <= due_by and job.status = 'todo'
         order by job.due_at, job.id
         limit max_jobs
         for update skip locked
@@ -66,7 +73,7 @@ begin
         update procrastinate_jobs as job
         set due_at = null, ready_seq = turn.ready_seq
         from turn
-        where job.id = turn.id
+        where job.id = any(array[turn.id])
         returning job.id, job.lock
     ),
     event as (

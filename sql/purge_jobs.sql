@@ -15,6 +15,7 @@ set enable_bitmapscan = off
 as $$
 declare
     purged bigint;
+    finished_by timestamptz;
 begin
     if older_than is null then
         perform _procrastinate_refuse('older_than', 'must not be null');
@@ -27,12 +28,15 @@ begin
     end if;
     perform _procrastinate_check_interval('older_than', older_than);
 
+    -- A variable: a volatile function in the condition would have the whole index read.
+    finished_by := clock_timestamp() - older_than;
+
     delete from procrastinate_jobs as job
     where job.id = any(array(
         select old.id
         from procrastinate_jobs as old
         where
-            old.finished_at <= clock_timestamp() - older_than
+            old.finished_at <= finished_by
             and old.queue_name = coalesce(procrastinate_purge_jobs.queue_name, old.queue_name)
             and (statuses is null or old.status = any(statuses::procrastinate_job_status[]))
         order by old.finished_at
@@ -54,12 +58,14 @@ returns void
 language plpgsql
 set search_path from current
 as $$
+declare
+    due_by constant timestamptz := clock_timestamp();
 begin
     delete from procrastinate_jobs as job
     where job.id = any(array(
         select due.id
         from procrastinate_jobs as due
-        where due.purge_at <= clock_timestamp()
+        where due.purge_at <= due_by
         order by due.purge_at
         limit max_jobs
         for update skip locked

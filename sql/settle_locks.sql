@@ -84,20 +84,23 @@ begin
             select job.id, job.lock, job.status
             from procrastinate_jobs as job
             where job.lock = named.lock and (job.status = 'doing' or job.ready_seq is not null)
+            limit 1
         ) as holder on holder.status = 'todo'
         where holder.id <> _procrastinate_head(named.lock)
     ),
     free as materialized (
         select job.id
         from procrastinate_jobs as job
-        where job.id = any(array(select overtaken.id from overtaken)) and job.ready_seq is not null
+        where
+            job.id = any(array(select overtaken.id from overtaken))
+            and num_nulls(job.ready_seq) = 0
         for update skip locked
     ),
     unreadied as (
         update procrastinate_jobs as job
         set ready_seq = null
         from free
-        where job.id = free.id
+        where job.id = any(array[free.id])
         returning job.id
     )
     select array_agg(overtaken.lock) into held
@@ -120,20 +123,21 @@ begin
     with head as materialized (
         select job.id, job.lock, named.place
         from unnest(locks) with ordinality as named (lock, place)
-        inner join procrastinate_jobs as job on job.id = _procrastinate_head(named.lock)
+        inner join procrastinate_jobs as job
+            on job.id = any(array[_procrastinate_head(named.lock)])
         where
             job.due_at is null
-            and not exists (
-                select from procrastinate_jobs as holder
+            and (
+                select holder.id from procrastinate_jobs as holder
                 where
                     holder.lock = named.lock
                     and (holder.status = 'doing' or holder.ready_seq is not null)
-            )
+            ) is null
     ),
     free as materialized (
         select job.id
         from procrastinate_jobs as job
-        inner join head on job.id = head.id and job.lock = head.lock
+        inner join head on job.id = any(array[head.id]) and job.lock is not distinct from head.lock
         where job.status = 'todo' and job.due_at is null
         order by head.place
         for update of job skip locked
@@ -145,7 +149,7 @@ begin
         update procrastinate_jobs as job
         set ready_seq = turn.ready_seq
         from turn
-        where job.id = turn.id
+        where job.id = any(array[turn.id])
         returning job.id
     )
     select

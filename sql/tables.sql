@@ -92,13 +92,15 @@ create index procrastinate_jobs_ready_any_queue_idx
 on procrastinate_jobs (priority desc, ready_seq)
 where ready_seq + 0 is not null;
 
+-- Of all queues and of one. What each predicate says beside `due_at` is always true, and said only
+-- by the queries that are meant for it: either would do for both, but be read from end to end.
 create index procrastinate_jobs_due_idx
 on procrastinate_jobs (due_at)
-where due_at is not null;
+where due_at is not null and status = 'todo';
 
 create index procrastinate_jobs_due_queue_idx
 on procrastinate_jobs (queue_name, due_at)
-where due_at is not null;
+where due_at is not null and queue_name <> '';
 
 -- One job of a lock is ready or running, never two: the fact that everything about locks rests on.
 create unique index procrastinate_jobs_lock_holder_idx
