@@ -400,6 +400,9 @@ def main() -> int:
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
     settings = dict(setting.split("=", 1) for setting in options.set)
     with cluster(options.version, settings, options.parent) as server:
+        # Ctrl-C reaches the command too: it decides what to do, and we are not to kill it first.
+        # A handler, since the command would inherit SIG_IGN.
+        signal.signal(signal.SIGINT, lambda *_: None)
         return subprocess.run(options.argv, env=server.environment, check=False).returncode
 
 

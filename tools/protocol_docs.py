@@ -24,7 +24,14 @@ HEAD = ROOT / "tools" / "protocol.head.md"
 SECTIONS = {
     "Defer": ["declare_task", "defer_job", "defer_jobs"],
     "Work": ["register_worker", "heartbeat", "unregister_worker", "fetch_jobs", "fetch_job"],
-    "End a run": ["finish_job", "fail_job", "retry_job", "finish_jobs", "release_jobs", "release_unknown_jobs"],
+    "End a run": [
+        "finish_job",
+        "fail_job",
+        "retry_job",
+        "finish_jobs",
+        "release_jobs",
+        "release_unknown_jobs",
+    ],
     "Steer jobs": ["get_job", "cancel_job", "rerun_job"],
     "Queues": ["pause_queue", "resume_queue", "next_due", "listen_channels"],
     "Operate": ["rescue_jobs", "purge_jobs", "repair", "schema_version"],
