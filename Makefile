@@ -55,7 +55,8 @@ lint: lint-python lint-sql lint-docs ## Check style, types, function bodies, doc
 lint-python: .venv/dev .venv/binding $(PACKAGED)
 	$(BIN)/ruff check $(PYTHON_CODE)
 	$(BIN)/ruff format --check $(PYTHON_CODE)
-	$(BIN)/mypy --config-file bindings/python/pyproject.toml bindings/python/src tools
+	$(BIN)/mypy --config-file bindings/python/pyproject.toml \
+		bindings/python/src tools examples/demo/*.py examples/python/*.py
 
 # On the system's PostgreSQL, which alone has plpgsql_check.
 .PHONY: lint-sql
