@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
 
 import psycopg
 
-from procrastinate_sql.calls import Call
+from procrastinate_sql import calls
+from procrastinate_sql.calls import Call, Duration
 from procrastinate_sql.connections import Address, AsyncPool, Dsn, Pool, driver_connection
 from procrastinate_sql.context import JobContext
 from procrastinate_sql.errors import InvalidArgument
 from procrastinate_sql.job_store import AsyncJobStore, Codec, JobStore
-from procrastinate_sql.task import Deferrer, Duration, OnConflict, Policy, RunIn, Task
+from procrastinate_sql.task import Deferrer, RunIn, Task
 from procrastinate_sql.worker import Worker
 
 P = ParamSpec("P")
@@ -24,6 +25,20 @@ R = TypeVar("R")
 T = TypeVar("T")
 Middleware = Callable[[JobContext], "Iterator[None] | AsyncIterator[None]"]
 M = TypeVar("M", bound=Middleware)
+
+
+def _passed_to(
+    model: Callable[Concatenate[App, P], object],
+) -> Callable[[Callable[..., R]], Callable[Concatenate[App, P], R]]:
+    """Declare, to type checkers and to `help`, that a method passes its arguments on to a class."""
+
+    def declare(method: Callable[..., R]) -> Callable[Concatenate[App, P], R]:
+        returns = inspect.signature(method).return_annotation
+        signature = inspect.signature(model).replace(return_annotation=returns)
+        vars(method)["__signature__"] = signature
+        return method
+
+    return declare
 
 
 class App:
@@ -84,7 +99,6 @@ class App:
     def task(
         self,
         *,
-        name: str | None = None,
         queue: str | None = None,
         priority: int | None = None,
         lock: str | None = None,
@@ -96,6 +110,7 @@ class App:
         timeout: Duration | None = None,
         keep_finished: Duration | None = None,
         max_lost: int = 5,
+        name: str | None = None,
         pass_context: bool = False,
         run_in: RunIn = "thread",
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
@@ -107,22 +122,23 @@ class App:
     ) -> Any:
         """Decorate a function to be called for jobs: `@app.task` or `@app.task(queue="mail", …)`.
 
+        All but the last three options say, to the database, how jobs of the task are treated,
+        whatever the language of who defers and who runs them.
+
         Args:
+            queue, priority, lock: Taken by jobs that are deferred without.
+            max_attempts: Failed runs after which a job is failed for good (None: never).
+            backoff: How the delay before a retry grows: "constant", "linear" or "exponential".
+            retry_delay, max_retry_delay: The first delay, and its ceiling (timedelta, seconds, or
+                {"minutes": 5}).
+            jitter: Share of the delay, 0 to 1, that is random.
+            timeout: The longest that a run may take. An async task is cancelled, a process killed;
+                a thread cannot be: see `JobContext.abort_requested`.
+            keep_finished: How long finished jobs are kept (None: for ever; 0: not at all).
+            max_lost: Runs that may be lost with their worker before the job is failed.
             name: Its name in the queue; by default the function's.
             pass_context: Pass a `JobContext` as the first argument.
             run_in: Where a sync function runs: "thread", or "process" for one that computes.
-            policy: How its jobs are treated, by the database, in every language:
-
-                queue, priority, lock: Taken by jobs that are deferred without.
-                max_attempts: Failed runs after which a job is failed for good (None: never).
-                backoff: How the delay before a retry grows: constant, linear, exponential.
-                retry_delay, max_retry_delay: The first delay, and its ceiling (timedelta, seconds,
-                    or {"minutes": 5}).
-                jitter: Share of the delay, 0 to 1, that is random.
-                timeout: The longest that a run may take. An async task is cancelled, a process
-                    killed; a thread cannot be: see `JobContext.abort_requested`.
-                keep_finished: How long finished jobs are kept (None: for ever; 0: not at all).
-                max_lost: Runs that may be lost with their worker before the job is failed.
 
         Raises:
             ValueError: Another task has this name, or the function cannot be a task.
@@ -135,18 +151,13 @@ class App:
         func: Callable[..., Any],
         *,
         name: str | None = None,
+        queue: str | None = None,
         pass_context: bool = False,
         run_in: RunIn = "thread",
         **policy: Any,
     ) -> Task[..., Any]:
-        task = Task(
-            self,
-            func,
-            name or func.__name__,
-            Policy(**policy),
-            pass_context=pass_context,
-            run_in=run_in,
-        )
+        declaration = calls.declare_task(name or func.__name__, queue_name=queue, **policy)
+        task = Task(self, func, declaration, pass_context=pass_context, run_in=run_in)
         other = self.tasks.get(task.name)
         if other is not None and _origin(other.func) != _origin(func):
             raise ValueError(f"there is another task {task.name} in {other.func.__module__}")
@@ -162,20 +173,8 @@ class App:
         self.middlewares.append(func)
         return func
 
-    def configure(
-        self,
-        task_name: str,
-        /,
-        *,
-        queue: str | None = None,
-        priority: int | None = None,
-        lock: str | None = None,
-        queueing_lock: str | None = None,
-        schedule_at: datetime | None = None,
-        schedule_in: Duration | None = None,
-        on_conflict: OnConflict = "raise",
-        connection: Any = None,
-    ) -> Deferrer:
+    @_passed_to(Deferrer)
+    def configure(self, *args: Any, **options: Any) -> Deferrer:
         """Say how jobs are to be deferred; then call `defer`, `defer_many` or their async forms.
 
         Args:
@@ -191,18 +190,7 @@ class App:
             connection: Defer in the transaction of this connection: psycopg's, SQLAlchemy's or
                 Django's. Nothing is committed here.
         """
-        return Deferrer(
-            self,
-            task_name,
-            queue,
-            priority,
-            lock,
-            queueing_lock,
-            schedule_at,
-            schedule_in,
-            on_conflict,
-            connection,
-        )
+        return Deferrer(self, *args, **options)
 
     def defer(self, task_name: str, /, **args: Any) -> int:
         """Create one job of a task, with these keyword arguments, and return its id.
@@ -244,18 +232,18 @@ class App:
             raise InvalidArgument("connection: it is not async", "Use the function without _async.")
         return await AsyncJobStore(inner, self.codec).send(call)
 
-    def run_worker(self, queues: Iterable[str] | None = None, **options: Any) -> None:
-        """Run a worker until it is told to stop: by SIGTERM, SIGINT, or its row's stop_requested.
+    @_passed_to(Worker)
+    def run_worker(self, *args: Any, **options: Any) -> None:
+        """Run a `Worker`, which describes the options, until it is told to stop.
 
-        Args:
-            queues: Take jobs from these queues only (None: all).
-            options: See `Worker`: concurrency, name, shutdown_timeout and so on.
+        By SIGTERM, by SIGINT, or by the stop_requested of its row in procrastinate_workers.
         """
-        Worker(self, queues, **options).run()
+        Worker(self, *args, **options).run()
 
-    async def run_worker_async(self, queues: Iterable[str] | None = None, **options: Any) -> None:
+    @_passed_to(Worker)
+    async def run_worker_async(self, *args: Any, **options: Any) -> None:
         """As `run_worker`, inside a running event loop."""
-        await Worker(self, queues, **options).run_async()
+        await Worker(self, *args, **options).run_async()
 
 
 def _origin(func: Callable[..., Any]) -> tuple[str, str]:

@@ -2,71 +2,58 @@
 
 One function here for each SQL function, with the same name less its prefix and with the same
 arguments. It returns a `Call`: data that any connection, sync or async, can send. `JobStore` and
-`AsyncJobStore` are these functions bound to a connection. All of them may raise `InvalidArgument`
-when they are sent; other errors are listed one by one.
+`AsyncJobStore` are these functions bound to a connection. All of them may raise `InvalidArgument`;
+other errors are listed one by one.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from functools import lru_cache, wraps
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from psycopg import sql
 
+from procrastinate_sql.errors import InvalidArgument
 from procrastinate_sql.job import FetchedJob, Job
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Rows = Sequence[tuple[Any, ...]]
+Duration = timedelta | float | Mapping[str, float]
 
 # An argument means the same wherever it occurs. Casting makes one statement of each call, whatever
 # the size of its integers, and lets the server name the argument that it refuses.
 _TYPES: Mapping[str, str] = {
-    "abort": "boolean",
-    "args": "jsonb",
-    "attempt": "integer",
-    "attempts": "integer[]",
-    "backoff": "text",
-    "error": "text",
-    "heartbeat_interval": "interval",
-    "jitter": "double precision",
-    "job_id": "bigint",
-    "job_ids": "bigint[]",
-    "jobs": "jsonb",
-    "keep_finished": "interval",
-    "lease": "interval",
-    "lock": "text",
-    "max_attempts": "integer",
-    "max_jobs": "integer",
-    "max_lost": "integer",
-    "max_retry_delay": "interval",
-    "name": "text",
-    "older_than": "interval",
-    "on_conflict": "text",
-    "outcomes": "jsonb",
-    "priority": "integer",
-    "queue_name": "text",
-    "queue_names": "text[]",
-    "queueing_lock": "text",
-    "rescuer_id": "bigint",
-    "result": "jsonb",
-    "retry_delay": "interval",
-    "retry_in": "interval",
-    "scheduled_at": "timestamptz",
-    "status": "text",
-    "statuses": "text[]",
-    "task_name": "text",
-    "timeout": "interval",
-    "worker_id": "bigint",
+    name: type_name
+    for type_name, names in {
+        "bigint": "job_id rescuer_id worker_id",
+        "bigint[]": "job_ids known_job_ids",
+        "boolean": "abort",
+        "double precision": "jitter",
+        "integer": "attempt max_attempts max_jobs max_lost priority",
+        "integer[]": "attempts",
+        "interval": "heartbeat_interval keep_finished lease max_retry_delay older_than retry_delay "
+        "retry_in scheduled_in timeout",
+        "jsonb": "args jobs outcomes result",
+        "text": "backoff error lock name on_conflict queue_name queueing_lock status task_name",
+        "text[]": "queue_names statuses",
+        "timestamptz": "scheduled_at",
+    }.items()
+    for name in names.split()
 }
 JSON_ARGUMENTS = frozenset(name for name, type_name in _TYPES.items() if type_name == "jsonb")
 
-# A delay is added to the clock of the server, which is the only one that counts.
+# Arguments that are more than their value. A delay, which the SQL functions do not take, is added
+# to the clock of the server: it is the only one that counts.
 _LATER = "clock_timestamp() + %(scheduled_in)s::interval"
-_EXPRESSIONS: Mapping[tuple[str, str], str] = {
+_EXPRESSIONS: Mapping[tuple[str, str], str | None] = {
+    ("defer_job", "args"): "coalesce(%(args)s::jsonb, '{}')",
     ("defer_job", "scheduled_at"): f"coalesce(%(scheduled_at)s::timestamptz, {_LATER})",
+    ("defer_job", "scheduled_in"): None,
     ("defer_jobs", "jobs"): f"""(
         select coalesce(jsonb_agg(
             case when %(scheduled_in)s::interval is null then job
@@ -75,7 +62,21 @@ _EXPRESSIONS: Mapping[tuple[str, str], str] = {
         ), '[]')
         from jsonb_array_elements(%(jobs)s::jsonb) with ordinality as element (job, place)
     )""",
+    ("defer_jobs", "scheduled_in"): None,
 }
+
+
+@dataclass(frozen=True)
+class Answer(Generic[T]):
+    """How the answer to a call is read.
+
+    Attributes:
+        read: Turns the rows into the value of the call.
+        columns: What to select, in the order that `read` expects.
+    """
+
+    read: Callable[[Rows], T]
+    columns: str = "*"
 
 
 @dataclass(frozen=True)
@@ -85,54 +86,90 @@ class Call(Generic[T]):
     Attributes:
         function: Its name, less the prefix `procrastinate_`.
         arguments: Its arguments by name.
-        read: Turns the rows of the answer into the value of the call.
-        columns: What to select, in the order that `read` expects.
-        values: Further values that the statement refers to.
+        answer: How its answer is read.
     """
 
     function: str
     arguments: dict[str, Any]
-    read: Callable[[Rows], T]
-    columns: str = "*"
-    values: Mapping[str, Any] | None = None
+    answer: Answer[T]
 
     def statement(self, schema: str | None) -> bytes:
         """Return the statement, with placeholders; schema None leaves it to the search_path."""
-        return _statement(schema, self.function, self.columns, tuple(self.arguments))
+        return _statement(schema, self.function, self.answer.columns, tuple(self.arguments))
 
 
 @lru_cache(maxsize=1000)
 def _statement(
     schema: str | None, function: str, columns: str, arguments: tuple[str, ...]
 ) -> bytes:
-    prefix = "" if schema is None else quoted(schema) + "."
-    named = (
-        f"{name} => " + _EXPRESSIONS.get((function, name), f"%({name})s::{_TYPES[name]}")
-        for name in arguments
-    )
-    return f"select {columns} from {prefix}procrastinate_{function}({', '.join(named)})".encode()
+    values = {name: f"%({name})s::{_TYPES[name]}" for name in arguments}
+    passed = {name: _EXPRESSIONS.get((function, name), value) for name, value in values.items()}
+    named = ", ".join(f"{name} => {value}" for name, value in passed.items() if value is not None)
+    return f"select {columns} from {_prefix(schema)}procrastinate_{function}({named})".encode()
 
 
-def quoted(name: str) -> str:
-    """Return a name as an SQL identifier."""
+def _prefix(schema: str | None) -> str:
+    return "" if schema is None else _quoted(schema) + "."
+
+
+def _quoted(name: str) -> str:
     return sql.Identifier(name).as_string(None)
 
 
-def _nothing(rows: Rows) -> None:
-    pass
+def as_timedelta(duration: Duration | None) -> timedelta | None:
+    """Read a duration: a timedelta, seconds, or timedelta's arguments such as {"minutes": 5}.
+
+    Raises:
+        InvalidArgument: It is none of these, or too long.
+    """
+    if duration is None or isinstance(duration, timedelta):
+        return duration
+    try:
+        return timedelta(**duration) if isinstance(duration, Mapping) else timedelta(0, duration)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument(f"not a duration: {duration!r}") from error
 
 
-def _value(rows: Rows) -> Any:
-    return rows[0][0]
+def _read_argument(name: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if _TYPES[name] == "interval":
+        return as_timedelta(value)
+    if _TYPES[name].endswith("[]"):
+        if isinstance(value, str):
+            raise InvalidArgument(f"{name}: must be a list", f"Pass [{value!r}].")
+        return list(value)
+    return value
 
 
-def _column(rows: Rows) -> list[Any]:
-    return [row[0] for row in rows]
+def _call(function: Callable[P, Answer[T]]) -> Callable[P, Call[T]]:
+    """Make a function, which has the parameters of an SQL function, return the call of that."""
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def build(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {name: _read_argument(name, value) for name, value in bound.arguments.items()}
+        return Call(function.__name__, arguments, function(*args, **kwargs))
+
+    return build
+
+
+@lru_cache
+def _columns(row: type) -> str:
+    return ", ".join(field.name for field in fields(row))
+
+
+_NOTHING: Answer[None] = Answer(lambda rows: None)
+_VALUE: Answer[Any] = Answer(lambda rows: rows[0][0])
+_COLUMN: Answer[list[Any]] = Answer(lambda rows: [row[0] for row in rows])
 
 
 # --- Creating jobs -----------------------------------------------------------------
 
 
+@_call
 def defer_job(
     task_name: str,
     args: Mapping[str, Any] | None = None,
@@ -143,8 +180,8 @@ def defer_job(
     scheduled_at: datetime | None = None,
     on_conflict: str = "raise",
     *,
-    scheduled_in: timedelta | None = None,
-) -> Call[int]:
+    scheduled_in: Duration | None = None,
+) -> Answer[int]:
     """Create one job and return its id (procrastinate_defer_job).
 
     Args:
@@ -161,22 +198,13 @@ def defer_job(
     Raises:
         QueueingLockTaken: A job with this queueing lock waits, and on_conflict is "raise".
     """
-    arguments = {
-        "task_name": task_name,
-        "args": args or {},
-        "queue_name": queue_name,
-        "priority": priority,
-        "lock": lock,
-        "queueing_lock": queueing_lock,
-        "scheduled_at": scheduled_at,
-        "on_conflict": on_conflict,
-    }
-    return Call("defer_job", arguments, _value, values={"scheduled_in": scheduled_in})
+    return _VALUE
 
 
+@_call
 def defer_jobs(
-    jobs: Sequence[Mapping[str, Any]], *, scheduled_in: timedelta | None = None
-) -> Call[list[tuple[int, bool]]]:
+    jobs: Sequence[Mapping[str, Any]], *, scheduled_in: Duration | None = None
+) -> Answer[list[tuple[int, bool]]]:
     """Create many jobs in one statement, all or none (procrastinate_defer_jobs).
 
     Args:
@@ -190,14 +218,13 @@ def defer_jobs(
     Raises:
         QueueingLockTaken: As for defer_job.
     """
-
-    def read(rows: Rows) -> list[tuple[int, bool]]:
-        return [(job_id, created) for _, job_id, created in sorted(rows)]
-
-    columns = "ordinal, id, created"
-    return Call("defer_jobs", {"jobs": jobs}, read, columns, {"scheduled_in": scheduled_in})
+    return Answer(
+        lambda rows: [(job_id, created) for _, job_id, created in sorted(rows)],
+        "ordinal, id, created",
+    )
 
 
+@_call
 def declare_task(
     task_name: str,
     queue_name: str | None = None,
@@ -205,13 +232,13 @@ def declare_task(
     lock: str | None = None,
     max_attempts: int | None = 1,
     backoff: str = "exponential",
-    retry_delay: timedelta = timedelta(seconds=1),
-    max_retry_delay: timedelta = timedelta(hours=1),
+    retry_delay: Duration = timedelta(seconds=1),
+    max_retry_delay: Duration = timedelta(hours=1),
     jitter: float = 0.1,
-    timeout: timedelta | None = None,
-    keep_finished: timedelta | None = None,
+    timeout: Duration | None = None,
+    keep_finished: Duration | None = None,
     max_lost: int = 5,
-) -> Call[None]:
+) -> Answer[None]:
     """Record the defaults and the policy of a task (procrastinate_declare_task).
 
     Args:
@@ -228,31 +255,18 @@ def declare_task(
         keep_finished: How long finished jobs are kept (None: for ever; zero: not at all).
         max_lost: Runs that may be lost with their worker before the job is failed.
     """
-    arguments = {
-        "task_name": task_name,
-        "queue_name": queue_name,
-        "priority": priority,
-        "lock": lock,
-        "max_attempts": max_attempts,
-        "backoff": backoff,
-        "retry_delay": retry_delay,
-        "max_retry_delay": max_retry_delay,
-        "jitter": jitter,
-        "timeout": timeout,
-        "keep_finished": keep_finished,
-        "max_lost": max_lost,
-    }
-    return Call("declare_task", arguments, _nothing)
+    return _NOTHING
 
 
 # --- A worker's life ---------------------------------------------------------------
 
 
+@_call
 def register_worker(
     name: str | None = None,
-    heartbeat_interval: timedelta = timedelta(seconds=1.2),
-    lease: timedelta = timedelta(seconds=30),
-) -> Call[int]:
+    heartbeat_interval: Duration = timedelta(seconds=1.2),
+    lease: Duration = timedelta(seconds=30),
+) -> Answer[int]:
     """Register a worker and return its id (procrastinate_register_worker).
 
     Args:
@@ -260,8 +274,7 @@ def register_worker(
         heartbeat_interval: How often it will call heartbeat.
         lease: Silence after which it is given up in any case.
     """
-    arguments = {"name": name, "heartbeat_interval": heartbeat_interval, "lease": lease}
-    return Call("register_worker", arguments, _value)
+    return _VALUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,12 +296,13 @@ class Beat:
     next_due: timedelta | None
 
 
+@_call
 def heartbeat(
     worker_id: int,
     job_ids: Sequence[int] = (),
     attempts: Sequence[int] = (),
     queue_names: Sequence[str] | None = None,
-) -> Call[Beat]:
+) -> Answer[Beat]:
     """Renew the lease of a worker and do the housekeeping of the queue (procrastinate_heartbeat).
 
     Args:
@@ -300,28 +314,23 @@ def heartbeat(
     Raises:
         WorkerNotRegistered: It was given up: register again, and drop all jobs.
     """
-    arguments = {
-        "worker_id": worker_id,
-        "job_ids": list(job_ids),
-        "attempts": list(attempts),
-        "queue_names": _listed(queue_names),
-    }
-    columns = ", ".join(field.name for field in fields(Beat))
-    return Call("heartbeat", arguments, lambda rows: Beat(*rows[0]), columns)
+    return Answer(lambda rows: Beat(*rows[0]), _columns(Beat))
 
 
-def unregister_worker(worker_id: int) -> Call[None]:
+@_call
+def unregister_worker(worker_id: int) -> Answer[None]:
     """Leave; what the worker still holds waits again (procrastinate_unregister_worker).
 
     Raises:
         WorkerNotRegistered: It left already, or was given up.
     """
-    return Call("unregister_worker", {"worker_id": worker_id}, _nothing)
+    return _NOTHING
 
 
+@_call
 def fetch_jobs(
     worker_id: int, queue_names: Sequence[str] | None = None, max_jobs: int = 1
-) -> Call[list[FetchedJob]]:
+) -> Answer[list[FetchedJob]]:
     """Claim the next jobs to run (procrastinate_fetch_jobs).
 
     Args:
@@ -332,31 +341,25 @@ def fetch_jobs(
     Raises:
         WorkerNotRegistered: It was given up: register again.
     """
-    arguments = {
-        "worker_id": worker_id,
-        "queue_names": _listed(queue_names),
-        "max_jobs": max_jobs,
-    }
-    columns = (
-        "id, task_name, args, queue_name, priority, lock, queueing_lock, scheduled_at, attempt, "
-        "timeout"
-    )
-    return Call("fetch_jobs", arguments, lambda rows: [FetchedJob(*row) for row in rows], columns)
+    return Answer(lambda rows: [FetchedJob(*row) for row in rows], _columns(FetchedJob))
 
 
-def listen_channels(queue_names: Sequence[str] | None = None) -> Call[list[str]]:
+@_call
+def listen_channels(queue_names: Sequence[str] | None = None) -> Answer[list[str]]:
     """The channels on which news of these queues come (procrastinate_listen_channels)."""
-    return Call("listen_channels", {"queue_names": _listed(queue_names)}, _column)
+    return _COLUMN
 
 
-def next_due(queue_names: Sequence[str] | None = None) -> Call[timedelta | None]:
+@_call
+def next_due(queue_names: Sequence[str] | None = None) -> Answer[timedelta | None]:
     """How long until the next scheduled job can be fetched, if any (procrastinate_next_due)."""
-    return Call("next_due", {"queue_names": _listed(queue_names)}, _value)
+    return _VALUE
 
 
+@_call
 def rescue_jobs(
     rescuer_id: int | None = None, max_jobs: int = 1000
-) -> Call[list[tuple[int, int, str]]]:
+) -> Answer[list[tuple[int, int, str]]]:
     """Give back the jobs of workers that are gone (procrastinate_rescue_jobs).
 
     Args:
@@ -366,13 +369,13 @@ def rescue_jobs(
     Returns:
         The id, the former worker and the new status of each job.
     """
-    arguments = {"rescuer_id": rescuer_id, "max_jobs": max_jobs}
-    return Call("rescue_jobs", arguments, list, "job_id, worker_id, status")
+    return Answer(list, "job_id, worker_id, status")
 
 
 # --- Ending runs -------------------------------------------------------------------
 
 
+@_call
 def finish_job(
     job_id: int,
     attempt: int,
@@ -380,7 +383,7 @@ def finish_job(
     result: Any = None,
     error: str | None = None,
     worker_id: int | None = None,
-) -> Call[None]:
+) -> Answer[None]:
     """Close a running job, in the caller's transaction (procrastinate_finish_job).
 
     Args:
@@ -394,18 +397,11 @@ def finish_job(
     Raises:
         JobNotRunning: That attempt (of that worker) is not the running one.
     """
-    arguments = {
-        "job_id": job_id,
-        "attempt": attempt,
-        "status": status,
-        "result": result,
-        "error": error,
-        "worker_id": worker_id,
-    }
-    return Call("finish_job", arguments, _nothing)
+    return _NOTHING
 
 
-def fail_job(job_id: int, attempt: int, error: str, worker_id: int | None = None) -> Call[str]:
+@_call
+def fail_job(job_id: int, attempt: int, error: str, worker_id: int | None = None) -> Answer[str]:
     """Report a failed run; the task's policy decides what follows (procrastinate_fail_job).
 
     Args:
@@ -420,17 +416,17 @@ def fail_job(job_id: int, attempt: int, error: str, worker_id: int | None = None
     Raises:
         JobNotRunning: As for finish_job.
     """
-    arguments = {"job_id": job_id, "attempt": attempt, "error": error, "worker_id": worker_id}
-    return Call("fail_job", arguments, _value)
+    return _VALUE
 
 
+@_call
 def retry_job(
     job_id: int,
     attempt: int,
-    retry_in: timedelta | None = None,
+    retry_in: Duration | None = None,
     error: str | None = None,
     worker_id: int | None = None,
-) -> Call[None]:
+) -> Answer[None]:
     """End a run and have another one, whatever the policy (procrastinate_retry_job).
 
     Args:
@@ -443,17 +439,11 @@ def retry_job(
     Raises:
         JobNotRunning: As for finish_job.
     """
-    arguments = {
-        "job_id": job_id,
-        "attempt": attempt,
-        "retry_in": retry_in,
-        "error": error,
-        "worker_id": worker_id,
-    }
-    return Call("retry_job", arguments, _nothing)
+    return _NOTHING
 
 
-def finish_jobs(outcomes: Sequence[Mapping[str, Any]]) -> Call[list[tuple[int, int, str]]]:
+@_call
+def finish_jobs(outcomes: Sequence[Mapping[str, Any]]) -> Answer[list[tuple[int, int, str]]]:
     """End many runs in one statement (procrastinate_finish_jobs).
 
     Args:
@@ -466,10 +456,11 @@ def finish_jobs(outcomes: Sequence[Mapping[str, Any]]) -> Call[list[tuple[int, i
     Raises:
         InvalidArgument: An element is malformed; nothing was applied.
     """
-    return Call("finish_jobs", {"outcomes": outcomes}, list, "ordinal, job_id, reason")
+    return Answer(list, "ordinal, job_id, reason")
 
 
-def release_jobs(worker_id: int, job_ids: Sequence[int]) -> Call[list[int]]:
+@_call
+def release_jobs(worker_id: int, job_ids: Sequence[int]) -> Answer[list[int]]:
     """Give back claimed jobs that were not started (procrastinate_release_jobs).
 
     Args:
@@ -479,13 +470,28 @@ def release_jobs(worker_id: int, job_ids: Sequence[int]) -> Call[list[int]]:
     Returns:
         The ids of those given back.
     """
-    return Call("release_jobs", {"worker_id": worker_id, "job_ids": list(job_ids)}, _column)
+    return _COLUMN
+
+
+@_call
+def release_unknown_jobs(worker_id: int, known_job_ids: Sequence[int]) -> Answer[list[int]]:
+    """Give back what a fetch whose answer was lost claimed (procrastinate_release_unknown_jobs).
+
+    Args:
+        worker_id: The worker; no other fetch of it may be under way.
+        known_job_ids: The jobs that it knows, also those whose outcome is still to be reported.
+
+    Returns:
+        The ids of those given back.
+    """
+    return _COLUMN
 
 
 # --- What people do ----------------------------------------------------------------
 
 
-def cancel_job(job_id: int, abort: bool = False) -> Call[str]:
+@_call
+def cancel_job(job_id: int, abort: bool = False) -> Answer[str]:
     """Cancel a waiting job; ask a running one to stop (procrastinate_cancel_job).
 
     Args:
@@ -498,45 +504,50 @@ def cancel_job(job_id: int, abort: bool = False) -> Call[str]:
     Raises:
         JobNotFound: There is no such job.
     """
-    return Call("cancel_job", {"job_id": job_id, "abort": abort}, _value)
+    return _VALUE
 
 
-def rerun_job(job_id: int) -> Call[None]:
+@_call
+def rerun_job(job_id: int) -> Answer[None]:
     """Let a finished job wait again (procrastinate_rerun_job).
 
     Raises:
         JobNotFound: There is no such job.
         JobNotRunning: It is not finished.
+        QueueingLockTaken: It was never started, and a job with its queueing lock waits.
     """
-    return Call("rerun_job", {"job_id": job_id}, _nothing)
+    return _NOTHING
 
 
-def get_job(job_id: int) -> Call[Job | None]:
+@_call
+def get_job(job_id: int) -> Answer[Job | None]:
     """Read one job; None if there is no such job (procrastinate_get_job)."""
+    return Answer(
+        lambda rows: Job(*rows[0]) if rows else None,
+        # Binary answers know no text of an enum.
+        _columns(Job).replace("status", "status::text"),
+    )
 
-    def read(rows: Rows) -> Job | None:
-        return Job(*rows[0]) if rows else None
 
-    columns = ", ".join(field.name for field in fields(Job)).replace("status", "status::text")
-    return Call("get_job", {"job_id": job_id}, read, columns)
-
-
-def pause_queue(queue_name: str) -> Call[None]:
+@_call
+def pause_queue(queue_name: str) -> Answer[None]:
     """Fetch nothing more from a queue, whatever the worker (procrastinate_pause_queue)."""
-    return Call("pause_queue", {"queue_name": queue_name}, _nothing)
+    return _NOTHING
 
 
-def resume_queue(queue_name: str) -> Call[None]:
+@_call
+def resume_queue(queue_name: str) -> Answer[None]:
     """Let a paused queue go on (procrastinate_resume_queue)."""
-    return Call("resume_queue", {"queue_name": queue_name}, _nothing)
+    return _NOTHING
 
 
+@_call
 def purge_jobs(
-    older_than: timedelta,
+    older_than: Duration,
     queue_name: str | None = None,
     statuses: Sequence[str] | None = None,
     max_jobs: int = 10000,
-) -> Call[int]:
+) -> Answer[int]:
     """Delete old finished jobs, the oldest first (procrastinate_purge_jobs).
 
     Args:
@@ -548,38 +559,22 @@ def purge_jobs(
     Returns:
         How many were deleted: call again until it is 0.
     """
-    arguments = {
-        "older_than": older_than,
-        "queue_name": queue_name,
-        "statuses": _listed(statuses),
-        "max_jobs": max_jobs,
-    }
-    return Call("purge_jobs", arguments, _value)
+    return _VALUE
 
 
-def repair() -> Call[list[tuple[str, int]]]:
+@_call
+def repair() -> Answer[list[tuple[str, int]]]:
     """Mend what a restore can leave behind; returns what, and how much (procrastinate_repair)."""
-    return Call("repair", {}, list, "mended, amount")
+    return Answer(list, "mended, amount")
 
 
-def schema_version() -> Call[int]:
+@_call
+def schema_version() -> Answer[int]:
     """Version of the schema in the database (procrastinate_schema_version)."""
-    return Call("schema_version", {}, _value)
-
-
-def _listed(names: Sequence[str] | None) -> list[str] | None:
-    return None if names is None else list(names)
+    return _VALUE
 
 
 # --- Statements about the connection and the schema --------------------------------
-
-BACKEND_PID = b"select pg_backend_pid()"
-
-# What a worker holds by the table, to be compared with what it knows after a fetch whose answer was
-# lost. The expression is that of procrastinate_jobs_worker_idx.
-_HELD = (
-    "select id from {}procrastinate_jobs where worker_id + 0 = %(worker_id)s and status = 'doing'"
-)
 
 # One upgrade at a time, in whatever schema.
 LOCK_UPGRADES = b"select pg_advisory_xact_lock(hashtext('procrastinate-sql upgrade'))"
@@ -590,16 +585,29 @@ IS_INSTALLED = (
 )
 
 
+def greeting(schema: str | None) -> bytes:
+    """Return what to ask a new connection, whose process is %(backend_pid)s to its client.
+
+    The answer is a row: whether a pooler is in between, which makes that number up, and the version
+    of the schema. Without a pooler the session is ours alone, and each of its calls becomes read
+    committed, as a fetch has to be, whatever the default of the database.
+    """
+    return f"""
+        select
+            pid <> %(backend_pid)s,
+            {_prefix(schema)}procrastinate_schema_version(),
+            case when pid = %(backend_pid)s
+                then set_config('default_transaction_isolation', 'read committed', false)
+            end
+        from pg_backend_pid() as pid
+    """.encode()
+
+
 def listen(channel: str) -> bytes:
     """Return the statement that subscribes to a channel."""
-    return f"listen {quoted(channel)}".encode()
+    return f"listen {_quoted(channel)}".encode()
 
 
 def use_schema(schema: str) -> bytes:
     """Return the statement that makes a schema the current one for this transaction."""
-    return f"set local search_path = {quoted(schema)}".encode()
-
-
-def held_jobs(schema: str | None) -> bytes:
-    """Return the query for the jobs that a worker (%(worker_id)s) holds by the table."""
-    return _HELD.format("" if schema is None else quoted(schema) + ".").encode()
+    return f"set local search_path = {_quoted(schema)}".encode()

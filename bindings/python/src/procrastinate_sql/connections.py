@@ -9,20 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.errors import InvalidSchemaName, ReadOnlySqlTransaction, UndefinedFunction
 from psycopg.pq import TransactionStatus
 
 from procrastinate_sql import calls, errors
@@ -61,9 +56,19 @@ class Address:
     prepared_statements: bool | None = None
 
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments for psycopg; what the DSN says wins over our defaults."""
+        """Return the keyword arguments for psycopg; what the DSN says wins over our defaults.
+
+        Raises:
+            InvalidArgument: The DSN cannot be read.
+        """
         dsn = self.dsn() if callable(self.dsn) else self.dsn
-        given = conninfo_to_dict(dsn or os.environ.get("PROCRASTINATE_DSN", ""))
+        try:
+            given = conninfo_to_dict(dsn or os.environ.get("PROCRASTINATE_DSN", ""))
+        except psycopg.ProgrammingError:
+            # Not `from` it: its text repeats the DSN, password and all.
+            raise errors.InvalidArgument(
+                "dsn: is no connection string", "Write postgresql://user@host/database, say."
+            ) from None
         threshold = None if self.prepared_statements is False else 5
         return {**DEFAULTS, **given, "autocommit": True, "prepare_threshold": threshold}
 
@@ -71,52 +76,70 @@ class Address:
         """Return $PROCRASTINATE_LISTEN_DSN, else the DSN."""
         return os.environ.get("PROCRASTINATE_LISTEN_DSN") or self.dsn
 
-    def version_query(self) -> bytes:
-        return calls.schema_version().statement(self.schema)
+    def open(self, *, check_version: bool = False) -> tuple[SyncConnection, bool]:
+        """Open a connection; return it, and whether a pooler is in between.
 
-    def mind_pooler(
-        self, connection: SyncConnection | AsyncConnection, row: tuple[Any, ...] | None
-    ) -> None:
-        """Do without prepared statements if a pooler is in between; row answers BACKEND_PID."""
-        if self.prepared_statements is None and is_pooled(connection, row):
+        Raises:
+            SchemaVersionError: There is no schema or, if that is to be checked, one of a version
+                that does not fit.
+        """
+        connection = psycopg.connect(**self.options())
+        with _or_closed(connection):
+            answer = connection.execute(calls.greeting(self.schema), _values(connection))
+            return connection, self._take_in(connection, answer.fetchall(), check_version)
+
+    async def open_async(self, *, check_version: bool = False) -> tuple[AsyncConnection, bool]:
+        """As `open`."""
+        connection = await psycopg.AsyncConnection.connect(**self.options())
+        with _or_closed(connection):
+            answer = await connection.execute(calls.greeting(self.schema), _values(connection))
+            return connection, self._take_in(connection, await answer.fetchall(), check_version)
+
+    def _take_in(
+        self,
+        connection: SyncConnection | AsyncConnection,
+        rows: Sequence[tuple[Any, ...]],
+        check_version: bool,
+    ) -> bool:
+        ((pooled, installed, _),) = rows
+        if pooled and self.prepared_statements is None:
             connection.prepare_threshold = None
+        if check_version:
+            _check_version(installed)
+        return bool(pooled)
 
 
-def is_pooled(connection: SyncConnection | AsyncConnection, row: tuple[Any, ...] | None) -> bool:
-    """Is a pooler in between? It makes up the process id that it tells its clients."""
-    return row is not None and connection.info.backend_pid != row[0]
+def _values(connection: SyncConnection | AsyncConnection) -> dict[str, int]:
+    return {"backend_pid": connection.info.backend_pid}
 
 
-class Source(Protocol):
-    """Whatever lends a connection for one call."""
-
-    def lend(self) -> AbstractContextManager[SyncConnection]: ...
-
-
-class AsyncSource(Protocol):
-    """Whatever lends an async connection for one call."""
-
-    def lend(self) -> AbstractAsyncContextManager[AsyncConnection]: ...
-
-
-class Borrowed:
-    """A caller's own connection, which stays the caller's: nothing is committed or closed here."""
-
-    def __init__(self, connection: SyncConnection) -> None:
-        self._connection = connection
-
-    def lend(self) -> AbstractContextManager[SyncConnection]:
-        return nullcontext(self._connection)
+@contextmanager
+def _or_closed(connection: SyncConnection | AsyncConnection) -> Iterator[None]:
+    """Close a connection that cannot be used after all."""
+    try:
+        yield
+    except (UndefinedFunction, InvalidSchemaName) as error:
+        connection.pgconn.finish()
+        raise errors.SchemaVersionError(
+            "procrastinate-sql is not installed in this database, or not in its search_path",
+            "Install it: procrastinate-sql schema install, or psql -f sql/install.sql.",
+        ) from error
+    except BaseException:
+        connection.pgconn.finish()
+        raise
 
 
-class AsyncBorrowed:
-    """The same for an async connection."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-
-    def lend(self) -> AbstractAsyncContextManager[AsyncConnection]:
-        return nullcontext(self._connection)
+def _check_version(installed: int) -> None:
+    if installed < SCHEMA_VERSION:
+        raise errors.SchemaVersionError(
+            f"the schema has version {installed}, and this package needs {SCHEMA_VERSION}",
+            "Upgrade it: procrastinate-sql schema upgrade.",
+        )
+    if installed > SCHEMA_VERSION:
+        raise errors.SchemaVersionError(
+            f"the schema has version {installed}, and this package knows {SCHEMA_VERSION}",
+            "Upgrade the package: pip install --upgrade procrastinate-sql.",
+        )
 
 
 class Pool:
@@ -129,30 +152,16 @@ class Pool:
 
     @contextmanager
     def lend(self) -> Iterator[SyncConnection]:
-        connection = self._idle.take() or self.open()
-        try:
+        """Lend a connection for one call; the first one checks the version of the schema."""
+        connection = self._idle.take()
+        if connection is None:
+            connection, _ = self._address.open(check_version=not self._checked)
+            self._checked = True
+        with self._idle.keeping(connection):
             yield connection
-        finally:
-            if not self._idle.put(connection):
-                connection.close()
-
-    def open(self) -> SyncConnection:
-        """Open a connection; the first one checks the version of the schema."""
-        connection = psycopg.connect(**self._address.options())
-        try:
-            row = connection.execute(calls.BACKEND_PID).fetchone()
-            self._address.mind_pooler(connection, row)
-            if not self._checked:
-                with _missing_schema():
-                    version = connection.execute(self._address.version_query()).fetchone()
-                _check_version(version)
-                self._checked = True
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     def close(self) -> None:
+        """Close the idle connections."""
         while connection := self._idle.take():
             connection.close()
 
@@ -169,29 +178,14 @@ class AsyncPool:
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[AsyncConnection]:
+        """As `Pool.lend`."""
         idle = self._idle.setdefault(asyncio.get_running_loop(), _Idle())
-        connection = idle.take() or await self.open()
-        try:
+        connection = idle.take()
+        if connection is None:
+            connection, _ = await self._address.open_async(check_version=not self._checked)
+            self._checked = True
+        with idle.keeping(connection):
             yield connection
-        finally:
-            if not idle.put(connection):
-                await connection.close()
-
-    async def open(self) -> AsyncConnection:
-        """Open a connection; the first one checks the version of the schema."""
-        connection = await psycopg.AsyncConnection.connect(**self._address.options())
-        try:
-            row = await (await connection.execute(calls.BACKEND_PID)).fetchone()
-            self._address.mind_pooler(connection, row)
-            if not self._checked:
-                with _missing_schema():
-                    answer = await connection.execute(self._address.version_query())
-                _check_version(await answer.fetchone())
-                self._checked = True
-        except BaseException:
-            await connection.close()
-            raise
-        return connection
 
     async def close(self) -> None:
         """Close the idle connections of the running loop."""
@@ -220,12 +214,20 @@ class _Idle(Generic[C]):
             connection.pgconn.finish()
         return None
 
-    def put(self, connection: C) -> bool:
-        """Keep a connection for the next call; False if it is of no more use."""
-        usable = connection.info.transaction_status is TransactionStatus.IDLE
-        if usable:
-            self._connections.append(connection)
-        return usable
+    @contextmanager
+    def keeping(self, connection: C) -> Iterator[None]:
+        """Keep a connection for the next call after the block, unless it is of no more use."""
+        try:
+            yield
+        except ReadOnlySqlTransaction:
+            # It leads to what is not, or no longer, the primary server.
+            connection.pgconn.finish()
+            raise
+        finally:
+            if connection.info.transaction_status is TransactionStatus.IDLE:
+                self._connections.append(connection)
+            else:
+                connection.pgconn.finish()
 
 
 def _is_quiet(connection: SyncConnection | AsyncConnection) -> bool:
@@ -237,32 +239,7 @@ def _is_quiet(connection: SyncConnection | AsyncConnection) -> bool:
     return not poll.poll(0)
 
 
-def _check_version(row: tuple[Any, ...] | None) -> None:
-    installed = row[0] if row else 0
-    if installed < SCHEMA_VERSION:
-        raise errors.SchemaVersionError(
-            f"the schema has version {installed}, and this package needs {SCHEMA_VERSION}",
-            "Upgrade it: procrastinate-sql schema upgrade.",
-        )
-    if installed > SCHEMA_VERSION:
-        raise errors.SchemaVersionError(
-            f"the schema has version {installed}, and this package knows {SCHEMA_VERSION}",
-            "Upgrade the package: pip install --upgrade procrastinate-sql.",
-        )
-
-
-@contextmanager
-def _missing_schema() -> Iterator[None]:
-    try:
-        yield
-    except (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName) as error:
-        raise errors.SchemaVersionError(
-            "procrastinate-sql is not installed in this database, or not in its search_path",
-            "Install it: procrastinate-sql schema install, or psql -f sql/install.sql.",
-        ) from error
-
-
-def driver_connection(connection: Any) -> Any:
+def driver_connection(connection: Any) -> SyncConnection | AsyncConnection:
     """Return the psycopg connection, sync or async, inside whatever the caller's library has.
 
     Taken are psycopg's own, SQLAlchemy's `Connection` and `AsyncConnection`, and Django's
@@ -282,11 +259,11 @@ def driver_connection(connection: Any) -> Any:
         inner.ensure_connection()
     for name in ("sync_connection", "connection", "driver_connection"):
         if isinstance(inner, (psycopg.Connection, psycopg.AsyncConnection)):
-            break
+            return inner
         inner = getattr(inner, name, inner)
-    if not isinstance(inner, (psycopg.Connection, psycopg.AsyncConnection)):
-        raise errors.InvalidArgument(
-            f"connection: {type(connection).__name__} is no psycopg connection and holds none",
-            "Pass a psycopg 3 connection, SQLAlchemy's Connection, or Django's connection.",
-        )
-    return inner
+    if isinstance(inner, (psycopg.Connection, psycopg.AsyncConnection)):
+        return inner
+    raise errors.InvalidArgument(
+        f"connection: {type(connection).__name__} is no psycopg connection and holds none",
+        "Pass a psycopg 3 connection, SQLAlchemy's Connection, or Django's connection.",
+    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from procrastinate_sql import calls
-from procrastinate_sql.calls import Call
-from procrastinate_sql.job import FetchedJob
-from procrastinate_sql.task import Duration
+from procrastinate_sql.calls import Call, Duration, as_timedelta
 
 if TYPE_CHECKING:
     from procrastinate_sql.app import App
+    from procrastinate_sql.worker.run import Run
 
 Status = Literal["succeeded", "failed", "aborted"]
 
@@ -21,25 +20,19 @@ class Retry(Exception):
     Args:
         retry_in: How long to wait: a timedelta, seconds, or {"minutes": 5}. None: not at all.
         error: Text to store as the job's error.
+
+    Raises:
+        InvalidArgument: retry_in is no duration.
     """
 
     def __init__(self, retry_in: Duration | None = None, error: str | None = None) -> None:
         super().__init__(retry_in, error)
-        self.retry_in = retry_in
+        self.retry_in = as_timedelta(retry_in)
         self.error = error
 
 
 class JobAborted(Exception):
     """Raised by a sync task that stops because `JobContext.abort_requested` says so."""
-
-
-class RunState(Protocol):
-    """What a context needs of the run that it belongs to."""
-
-    job: FetchedJob
-    worker_id: int
-    stop_reason: str | None
-    finished: bool
 
 
 class JobContext:
@@ -52,7 +45,7 @@ class JobContext:
 
     __slots__ = ("_run", "app", "job")
 
-    def __init__(self, app: App, run: RunState) -> None:
+    def __init__(self, app: App, run: Run) -> None:
         self.app = app
         self.job = run.job
         self._run = run
@@ -72,8 +65,8 @@ class JobContext:
     def finish(self, connection: Any, result: Any = None, status: Status = "succeeded") -> None:
         """Finish the job in the task's own transaction, to commit or vanish with its effects.
 
-        The worker then does not report a run that returns; raise to have it tried again after a
-        rollback. (procrastinate_finish_job)
+        The worker then does not report a run that returns. If it finds out that the transaction was
+        not committed, the run has failed. (procrastinate_finish_job)
 
         Args:
             connection: The connection with the transaction; see `App.configure`.
@@ -84,20 +77,17 @@ class JobContext:
             JobNotRunning: The job was given to another worker: roll back.
         """
         self.app.send(self._finishing(result, status), connection)
-        self._run.finished = True
 
     async def finish_async(
         self, connection: Any, result: Any = None, status: Status = "succeeded"
     ) -> None:
         """As `finish`, on an async connection."""
         await self.app.send_async(self._finishing(result, status), connection)
-        self._run.finished = True
 
     def _finishing(self, result: Any, status: Status) -> Call[None]:
-        return calls.finish_job(
-            self.job.id,
-            self.job.attempt,
-            status,
-            result,
-            worker_id=self._run.worker_id,
+        call = calls.finish_job(
+            self.job.id, self.job.attempt, status, result, worker_id=self._run.worker_id
         )
+        # Before it is sent: it may be committed before the answer is here.
+        self._run.finished = True
+        return call

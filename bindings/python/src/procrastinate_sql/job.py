@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -35,6 +35,7 @@ class Job:
     error: str | None
 
 
+@dataclass(slots=True)  # not frozen: that would cost several times as much, for every job
 class FetchedJob:
     """A job that a worker has claimed.
 
@@ -43,43 +44,13 @@ class FetchedJob:
         timeout: The longest that the run may take, or None.
     """
 
-    # No dataclass: a frozen one costs several times as much to make, and one is made for every job.
-    __slots__ = (
-        "args",
-        "attempt",
-        "id",
-        "lock",
-        "priority",
-        "queue_name",
-        "queueing_lock",
-        "scheduled_at",
-        "task_name",
-        "timeout",
-    )
-
-    def __init__(
-        self,
-        id: int,  # noqa: A002  # the name of the column
-        task_name: str,
-        args: dict[str, Any],
-        queue_name: str,
-        priority: int,
-        lock: str | None,
-        queueing_lock: str | None,
-        scheduled_at: datetime | None,
-        attempt: int,
-        timeout: timedelta | None,
-    ) -> None:
-        self.id = id
-        self.task_name = task_name
-        self.args = args
-        self.queue_name = queue_name
-        self.priority = priority
-        self.lock = lock
-        self.queueing_lock = queueing_lock
-        self.scheduled_at = scheduled_at
-        self.attempt = attempt
-        self.timeout = timeout
-
-    def __repr__(self) -> str:
-        return f"<FetchedJob {self.id} {self.task_name} attempt {self.attempt}>"
+    id: int
+    task_name: str
+    args: dict[str, Any] = field(repr=False)  # may be private, and a repr may be logged
+    queue_name: str
+    priority: int
+    lock: str | None
+    queueing_lock: str | None
+    scheduled_at: datetime | None
+    attempt: int
+    timeout: timedelta | None

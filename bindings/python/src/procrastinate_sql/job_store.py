@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -14,14 +15,7 @@ from psycopg.types.json import set_json_loads
 
 from procrastinate_sql import calls, errors
 from procrastinate_sql.calls import Call
-from procrastinate_sql.connections import (
-    AsyncBorrowed,
-    AsyncConnection,
-    AsyncSource,
-    Borrowed,
-    Source,
-    SyncConnection,
-)
+from procrastinate_sql.connections import AsyncConnection, AsyncPool, Pool, SyncConnection
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,12 +44,12 @@ class Codec:
         Raises:
             InvalidArgument: Something in it is no JSON.
         """
-        values = {**call.arguments, **(call.values or {})}
-        for name in calls.JSON_ARGUMENTS.intersection(call.arguments):
+        values = call.arguments.copy()
+        for name in calls.JSON_ARGUMENTS.intersection(values):
             if values[name] is not None:
                 try:
                     values[name] = self.dumps(values[name])
-                except (TypeError, ValueError, RecursionError) as error:
+                except Exception as error:  # the app's own encoder may raise anything
                     raise errors.InvalidArgument(f"{name}: {error}") from error
         return values
 
@@ -85,24 +79,27 @@ class JobStore:
 
     Args:
         connection: A psycopg connection, which stays the caller's: each call is part of its
-            transaction. Or a source that lends connections.
+            transaction, and nothing is committed or closed here. Or a pool.
         codec: How calls become statements.
     """
 
-    def __init__(self, connection: SyncConnection | Source, codec: Codec | None = None) -> None:
-        own = isinstance(connection, psycopg.Connection)
-        self._source: Source = Borrowed(connection) if own else connection  # type: ignore[arg-type, assignment]
+    def __init__(self, connection: SyncConnection | Pool, codec: Codec | None = None) -> None:
+        self._connection = connection
         self._codec = codec or Codec()
+
+    def _lend(self) -> AbstractContextManager[SyncConnection]:
+        own = self._connection
+        return own.lend() if isinstance(own, Pool) else nullcontext(own)
 
     def send(self, call: Call[T]) -> T:
         """Send a call and return its value."""
         values = self._codec.values(call)
-        with errors.translated(), self._source.lend() as connection:
+        with errors.translated(), self._lend() as connection:
             # Not connection.cursor(): the caller's may be set up to return anything.
             cursor = psycopg.Cursor(connection, row_factory=tuple_row)
             self._codec.prepare(cursor)
             cursor.execute(call.statement(self._codec.schema), values, binary=True)
-            return call.read(cursor.fetchall())
+            return call.answer.read(cursor.fetchall())
 
     defer_job = _sync(calls.defer_job)
     defer_jobs = _sync(calls.defer_jobs)
@@ -119,6 +116,7 @@ class JobStore:
     retry_job = _sync(calls.retry_job)
     finish_jobs = _sync(calls.finish_jobs)
     release_jobs = _sync(calls.release_jobs)
+    release_unknown_jobs = _sync(calls.release_unknown_jobs)
     cancel_job = _sync(calls.cancel_job)
     rerun_job = _sync(calls.rerun_job)
     get_job = _sync(calls.get_job)
@@ -132,22 +130,23 @@ class JobStore:
 class AsyncJobStore:
     """`JobStore` for async code."""
 
-    def __init__(
-        self, connection: AsyncConnection | AsyncSource, codec: Codec | None = None
-    ) -> None:
-        own = isinstance(connection, psycopg.AsyncConnection)
-        self._source: AsyncSource = AsyncBorrowed(connection) if own else connection  # type: ignore[arg-type, assignment]
+    def __init__(self, connection: AsyncConnection | AsyncPool, codec: Codec | None = None) -> None:
+        self._connection = connection
         self._codec = codec or Codec()
+
+    def _lend(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        own = self._connection
+        return own.lend() if isinstance(own, AsyncPool) else nullcontext(own)
 
     async def send(self, call: Call[T]) -> T:
         """Send a call and return its value."""
         values = self._codec.values(call)
         with errors.translated():
-            async with self._source.lend() as connection:
+            async with self._lend() as connection:
                 cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
                 self._codec.prepare(cursor)
                 await cursor.execute(call.statement(self._codec.schema), values, binary=True)
-                return call.read(await cursor.fetchall())
+                return call.answer.read(await cursor.fetchall())
 
     defer_job = _async(calls.defer_job)
     defer_jobs = _async(calls.defer_jobs)
@@ -164,6 +163,7 @@ class AsyncJobStore:
     retry_job = _async(calls.retry_job)
     finish_jobs = _async(calls.finish_jobs)
     release_jobs = _async(calls.release_jobs)
+    release_unknown_jobs = _async(calls.release_unknown_jobs)
     cancel_job = _async(calls.cancel_job)
     rerun_job = _async(calls.rerun_job)
     get_job = _async(calls.get_job)

@@ -63,7 +63,7 @@ def installed_version(connection: psycopg.Connection[Any]) -> int | None:
     if not row or not row[0]:
         return None
     version = calls.schema_version()
-    return version.read(connection.execute(version.statement(None)).fetchall())
+    return version.answer.read(connection.execute(version.statement(None)).fetchall())
 
 
 def migrations() -> list[str]:

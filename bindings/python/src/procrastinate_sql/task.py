@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar
+from dataclasses import KW_ONLY, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar
 
 from procrastinate_sql import calls
-from procrastinate_sql.calls import Call
+from procrastinate_sql.calls import Call, Duration
 from procrastinate_sql.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -18,38 +18,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Duration = timedelta | float | Mapping[str, float]
 OnConflict = Literal["raise", "skip", "replace"]
 RunIn = Literal["thread", "process"]
-
-
-def as_timedelta(duration: Duration | None) -> timedelta | None:
-    """Read a duration: a timedelta, seconds, or timedelta's arguments such as {"minutes": 5}."""
-    if duration is None or isinstance(duration, timedelta):
-        return duration
-    if isinstance(duration, Mapping):
-        try:
-            return timedelta(**duration)
-        except TypeError as error:
-            raise InvalidArgument(f"not a duration: {dict(duration)}") from error
-    return timedelta(seconds=duration)
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How the jobs of a task are treated: what procrastinate_declare_task records."""
-
-    queue: str | None = None
-    priority: int | None = None
-    lock: str | None = None
-    max_attempts: int | None = 1
-    backoff: Literal["constant", "linear", "exponential"] = "exponential"
-    retry_delay: Duration = 1.0
-    max_retry_delay: Duration = 3600.0
-    jitter: float = 0.1
-    timeout: Duration | None = None
-    keep_finished: Duration | None = None
-    max_lost: int = 5
 
 
 class Parameters:
@@ -82,10 +52,11 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Deferrer:
-    """Defers jobs of one task with the options of `App.configure`."""
+    """Defers jobs of one task; made by `App.configure`, which describes the options."""
 
     app: App
     task_name: str
+    _: KW_ONLY
     queue: str | None = None
     priority: int | None = None
     lock: str | None = None
@@ -134,7 +105,7 @@ class Deferrer:
         return calls.defer_job(
             args=args,
             scheduled_at=self.schedule_at,
-            scheduled_in=as_timedelta(self.schedule_in),
+            scheduled_in=self.schedule_in,
             **self._options(),
         )
 
@@ -146,7 +117,7 @@ class Deferrer:
         for args in jobs:
             self._check(args)
             elements.append({**options, "args": args})
-        return calls.defer_jobs(elements, scheduled_in=as_timedelta(self.schedule_in))
+        return calls.defer_jobs(elements, scheduled_in=self.schedule_in)
 
     def _check(self, args: Mapping[str, Any]) -> None:
         task = self.app.tasks.get(self.task_name)
@@ -156,15 +127,25 @@ class Deferrer:
     def _options(self) -> dict[str, Any]:
         # What this process knows of the task is sent along: a worker may not have declared it yet.
         task = self.app.tasks.get(self.task_name)
-        policy = Policy() if task is None else task.policy
+        declared = {} if task is None else task.declaration.arguments
         return {
             "task_name": self.task_name,
-            "queue_name": policy.queue if self.queue is None else self.queue,
-            "priority": policy.priority if self.priority is None else self.priority,
-            "lock": policy.lock if self.lock is None else self.lock,
+            "queue_name": declared.get("queue_name") if self.queue is None else self.queue,
+            "priority": declared.get("priority") if self.priority is None else self.priority,
+            "lock": declared.get("lock") if self.lock is None else self.lock,
             "queueing_lock": self.queueing_lock,
             "on_conflict": self.on_conflict,
         }
+
+
+def _configures(
+    defers: Callable[Concatenate[App, str, P], Deferrer],
+) -> Callable[Concatenate[Task[..., Any], P], Deferrer]:
+    def configure(self: Task[..., Any], /, *args: P.args, **options: P.kwargs) -> Deferrer:
+        """Say how jobs are to be deferred: with the options of `App.configure`."""
+        return defers(self.app, self.name, *args, **options)
+
+    return configure
 
 
 class Task(Generic[P, R]):
@@ -174,7 +155,7 @@ class Task(Generic[P, R]):
         app: Whose task it is.
         func: The function.
         name: Its name in the queue.
-        policy: How its jobs are treated.
+        declaration: The call that tells the database how its jobs are treated.
         parameters: What it takes.
         pass_context: Its first argument is a `JobContext`.
         run_in: Where a sync function runs: "thread" or "process".
@@ -185,24 +166,25 @@ class Task(Generic[P, R]):
         self,
         app: App,
         func: Callable[P, R],
-        name: str,
-        policy: Policy,
+        declaration: Call[None],
         *,
         pass_context: bool = False,
         run_in: RunIn = "thread",
     ) -> None:
         self.app = app
         self.func = func
-        self.name = name
-        self.policy = policy
+        self.name: str = declaration.arguments["task_name"]
+        self.declaration = declaration
         self.parameters = Parameters(func, pass_context)
         self.pass_context = pass_context
         self.run_in = run_in
         self.is_async = inspect.iscoroutinefunction(func)
         if run_in == "process" and (self.is_async or pass_context):
-            raise ValueError(f"task {name}: only a sync function without context runs in a process")
+            raise ValueError(
+                f"task {self.name}: only a sync function without context runs in a process"
+            )
         self.__doc__ = func.__doc__
-        self.__name__ = getattr(func, "__name__", name)
+        self.__name__ = getattr(func, "__name__", self.name)
         self.__module__ = func.__module__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -211,9 +193,7 @@ class Task(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
 
-    def configure(self, **options: Any) -> Deferrer:
-        """Return a `Deferrer` with the options of `App.configure`."""
-        return self.app.configure(self.name, **options)
+    configure = _configures(Deferrer)
 
     def defer(self, /, **args: Any) -> int:
         """Create one job; see `Deferrer.defer`."""
@@ -230,21 +210,3 @@ class Task(Generic[P, R]):
     async def defer_many_async(self, jobs: Iterable[Mapping[str, Any]]) -> list[int]:
         """Create many jobs; see `Deferrer.defer_many`."""
         return await self.configure().defer_many_async(jobs)
-
-    def declaration(self) -> Call[None]:
-        """Return the call that tells the database about this task."""
-        policy = self.policy
-        return calls.declare_task(
-            self.name,
-            queue_name=policy.queue,
-            priority=policy.priority,
-            lock=policy.lock,
-            max_attempts=policy.max_attempts,
-            backoff=policy.backoff,
-            retry_delay=as_timedelta(policy.retry_delay) or timedelta(),
-            max_retry_delay=as_timedelta(policy.max_retry_delay) or timedelta(),
-            jitter=policy.jitter,
-            timeout=as_timedelta(policy.timeout),
-            keep_finished=as_timedelta(policy.keep_finished),
-            max_lost=policy.max_lost,
-        )

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import psycopg
 
-from procrastinate_sql.errors import InvalidArgument
+from procrastinate_sql.errors import InvalidArgument, ProcrastinateError, SchemaVersionError
 
-# What a server that is gone, full, starting, or not yet the primary can cause. OSError: a name that
-# cannot be resolved.
-RETRIABLE = (psycopg.Error, OSError)
+# What a server that is gone, full, starting, or not the primary can cause, or a schema that is just
+# being replaced. OSError: a name that cannot be resolved.
+RETRIABLE = (psycopg.Error, ProcrastinateError, OSError)
 
 
 def delays() -> Iterator[float]:
@@ -31,3 +31,11 @@ def is_refusal(error: BaseException) -> bool:
     if isinstance(error, psycopg.Error):
         return (error.sqlstate or "").startswith(_REFUSED)
     return isinstance(error, InvalidArgument)
+
+
+def reason(error: BaseException) -> str:
+    """Return what a log may say of an error: many texts repeat arguments or results of jobs."""
+    name = type(error).__name__
+    if isinstance(error, (psycopg.OperationalError, SchemaVersionError, OSError)):
+        return f"{name}: {str(error).partition(chr(10))[0]}"
+    return name

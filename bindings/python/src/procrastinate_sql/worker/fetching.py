@@ -8,17 +8,17 @@ import random
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from procrastinate_sql import calls
-from procrastinate_sql.connections import AsyncPool
-from procrastinate_sql.errors import ProcrastinateError, WorkerNotRegistered
+from procrastinate_sql.errors import WorkerNotRegistered
 from procrastinate_sql.job_store import AsyncJobStore
-from procrastinate_sql.worker.backoff import RETRIABLE, delays
+from procrastinate_sql.worker.backoff import RETRIABLE, delays, reason
 from procrastinate_sql.worker.finishing import Finisher
 from procrastinate_sql.worker.running import Running
 
 logger = logging.getLogger("procrastinate_sql.worker")
 
 LOOK_AGAIN = 0.05  # seconds
+DOUBT = 10.0  # seconds during which a fetch whose answer was lost may still be committed
+DOUBT_STEP = 1.0  # seconds
 
 
 class Fetcher:
@@ -26,8 +26,6 @@ class Fetcher:
 
     Args:
         store: The functions of the queue.
-        pool: The connections behind it.
-        schema: Where the functions are; None: in the search_path.
         running: Where the jobs go.
         finisher: Where their outcomes go.
         queue_names: From these queues (None: all).
@@ -38,8 +36,6 @@ class Fetcher:
     def __init__(
         self,
         store: AsyncJobStore,
-        pool: AsyncPool,
-        schema: str | None,
         running: Running,
         finisher: Finisher,
         queue_names: Sequence[str] | None,
@@ -47,8 +43,6 @@ class Fetcher:
         on_trouble: Callable[[], None],
     ) -> None:
         self._store = store
-        self._pool = pool
-        self._schema = schema
         self._running = running
         self._finisher = finisher
         self._queue_names = queue_names
@@ -59,7 +53,7 @@ class Fetcher:
         self._waits_for_room = False
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
-        self._doubt = False
+        self._doubt_ends = self._next_check = self._loop.time()
         self.worker_id: int | None = None
 
     def register(self, worker_id: int) -> None:
@@ -79,7 +73,8 @@ class Fetcher:
     def due_in(self, delay: timedelta | None) -> None:
         """A scheduled job can be fetched then."""
         if delay is not None:
-            self._wake_in(delay.total_seconds())
+            # If one is due that the last fetch did not get, somebody holds its row: do not spin.
+            self._wake_in(max(delay.total_seconds(), LOOK_AGAIN))
 
     def stop(self) -> None:
         """Fetch no more; `run` returns when the fetch under way has ended."""
@@ -92,66 +87,60 @@ class Fetcher:
         looked_in_vain = False
         while not self._stopping:
             self._wake.clear()
-            worker_id = self.worker_id
-            wanted = 0 if worker_id is None else self._running.wanted()
+            wanted = self._running.wanted() if self.worker_id is not None else 0
             # Without `wait`, whatever ends may have freed a lock or deferred another job.
             self._waits_for_room = not (wanted and wait)
-            if worker_id is None or not wanted:
-                await self._wake.wait()
-                continue
             was_idle = self._running.is_idle() and self._finisher.is_idle()
             try:
-                jobs = await self._fetch(worker_id, wanted)
+                jobs = await self._look(wanted)
                 backoff = delays()
-            except (ProcrastinateError, *RETRIABLE) as error:
+            except RETRIABLE as error:
                 self._note_trouble(error)
                 await asyncio.sleep(next(backoff))
                 continue
-            if was_idle and not jobs and not wait:
-                # Twice: a heartbeat that was just bringing locks in order may have hidden a job.
+            if wanted and not jobs and was_idle and not wait:
+                # Twice: a fetch does not wait for ever for whoever is bringing locks in order.
                 if looked_in_vain:
                     return
                 looked_in_vain = True
                 await asyncio.sleep(LOOK_AGAIN)
                 continue
             looked_in_vain = False
-            if jobs < wanted:
+            if not wanted or jobs < wanted:
                 await self._wake.wait()
 
-    async def _fetch(self, worker_id: int, wanted: int) -> int:
-        """Fetch once; if that is all for now, plan when to look again. Returns how many came."""
-        if self._doubt:
-            await self._release_unknown(worker_id)
-            self._doubt = False
-        jobs = await self._store.fetch_jobs(worker_id, self._queue_names, wanted)
-        self._running.add(jobs, worker_id)
-        if len(jobs) < wanted and not self._wake.is_set():
+    async def _look(self, wanted: int) -> int:
+        """Fetch so many jobs; if fewer come, plan when to look again. Returns how many came."""
+        worker_id = self.worker_id
+        if worker_id is None:
+            return 0
+        await self._release_unknown(worker_id)
+        jobs = await self._store.fetch_jobs(worker_id, self._queue_names, wanted) if wanted else []
+        # Else it was given up meanwhile, and so are they.
+        if worker_id == self.worker_id:
+            self._running.add(jobs, worker_id)
+        if wanted and len(jobs) < wanted and not self._wake.is_set():
             self._wake_in(self._poll_interval * random.uniform(0.75, 1.25), replace=True)
             self.due_in(await self._store.next_due(self._queue_names))
+        if self._loop.time() < self._doubt_ends:
+            self._wake_in(DOUBT_STEP)
         return len(jobs)
+
+    async def _release_unknown(self, worker_id: int) -> None:
+        """Give back what a fetch claimed whose answer was lost; it may be committed only later."""
+        if self._next_check <= self._loop.time() < self._doubt_ends:
+            known = self._running.job_ids() | self._finisher.job_ids()
+            await self._store.release_unknown_jobs(worker_id, sorted(known))
+            self._next_check = self._loop.time() + DOUBT_STEP
 
     def _note_trouble(self, error: Exception) -> None:
         if isinstance(error, WorkerNotRegistered):
             self.worker_id = None
         else:
-            # The claim may have been committed, its answer lost.
-            self._doubt = True
-            logger.warning("cannot fetch, trying again: %s", type(error).__name__)
+            logger.warning("cannot fetch, trying again: %s", reason(error))
+            self._next_check = self._loop.time()
+            self._doubt_ends = self._next_check + DOUBT
         self._on_trouble()
-
-    async def _release_unknown(self, worker_id: int) -> None:
-        """Give back what this worker holds by the table but never heard of."""
-        while not self._finisher.is_idle():
-            await self._finisher.all_sent()
-        # Before the query: a run that ends meanwhile is still known.
-        known = self._running.known()
-        async with self._pool.lend() as connection:
-            answer = await connection.execute(
-                calls.held_jobs(self._schema), {"worker_id": worker_id}
-            )
-            held = {row[0] for row in await answer.fetchall()}
-        if unknown := held - known:
-            await self._store.release_jobs(worker_id, sorted(unknown))
 
     def _wake_in(self, seconds: float, replace: bool = False) -> None:
         """Wake after so long, unless that is later than planned already."""

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 from procrastinate_sql import health
 from procrastinate_sql.calls import Beat
-from procrastinate_sql.errors import ProcrastinateError, WorkerNotRegistered
-from procrastinate_sql.job_store import JobStore
-from procrastinate_sql.worker.backoff import RETRIABLE, delays
+from procrastinate_sql.connections import Address, Pool
+from procrastinate_sql.errors import WorkerNotRegistered
+from procrastinate_sql.job_store import Codec, JobStore
+from procrastinate_sql.worker.backoff import delays, reason
 from procrastinate_sql.worker.run import Run
 
 logger = logging.getLogger("procrastinate_sql.worker")
@@ -23,7 +24,8 @@ class Heartbeat:
     The callbacks are called on the event loop.
 
     Args:
-        store: The functions of the queue, on a connection of the thread's own.
+        address: Where to connect: the thread has a connection of its own.
+        codec: How calls become statements.
         name: What the worker calls itself.
         queue_names: Its queues.
         held: Returns what it believes to hold; called in the thread.
@@ -34,7 +36,8 @@ class Heartbeat:
 
     def __init__(
         self,
-        store: JobStore,
+        address: Address,
+        codec: Codec,
         name: str | None,
         queue_names: Sequence[str] | None,
         held: Callable[[], dict[int, Run]],
@@ -42,7 +45,8 @@ class Heartbeat:
         on_beat: Callable[[Beat, dict[int, Run]], None],
         health_file: str | None,
     ) -> None:
-        self._store = store
+        self._pool = Pool(address)
+        self._store = JobStore(self._pool, codec)
         self._name = name
         self._queue_names = queue_names
         self._held = held
@@ -56,6 +60,7 @@ class Heartbeat:
         self._worker_id: int | None = None
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def nudge(self) -> None:
@@ -63,6 +68,7 @@ class Heartbeat:
         self._wake.set()
 
     def stop(self) -> None:
+        """Beat no more."""
         self._stopped = True
         self._wake.set()
 
@@ -77,11 +83,13 @@ class Heartbeat:
                 logger.warning("worker %s was given up, registering again", self._worker_id)
                 self._worker_id = None
                 continue
-            except (ProcrastinateError, *RETRIABLE) as error:
-                logger.warning("no heartbeat, trying again: %s", type(error).__name__)
+            # Whatever it is: a worker without a heartbeat would lose its jobs and take new ones.
+            except Exception as error:
+                logger.warning("no heartbeat, trying again: %s", reason(error))
                 pause = next(backoff)
             self._call(self._touch)
             self._wake.wait(pause)
+        self._pool.close()
 
     def _beat(self) -> float:
         """Beat once and return how many seconds to wait."""

@@ -6,13 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-import psycopg
-
 from procrastinate_sql import calls
-from procrastinate_sql.connections import Address, is_pooled
-from procrastinate_sql.errors import ProcrastinateError
+from procrastinate_sql.connections import Address
 from procrastinate_sql.job_store import AsyncJobStore, Codec
-from procrastinate_sql.worker.backoff import RETRIABLE, delays
+from procrastinate_sql.worker.backoff import RETRIABLE, delays, reason
 
 logger = logging.getLogger("procrastinate_sql.worker")
 
@@ -34,10 +31,9 @@ async def listen(
     backoff = delays()
     while True:
         try:
-            connection = await psycopg.AsyncConnection.connect(**address.options())
+            connection, is_pooled = await address.open_async()
             async with connection:
-                row = await (await connection.execute(calls.BACKEND_PID)).fetchone()
-                if is_pooled(connection, row):
+                if is_pooled:
                     logger.info("a pooler is in between: polling only (see listen_dsn)")
                     return
                 for channel in await AsyncJobStore(connection, codec).listen_channels(queue_names):
@@ -47,6 +43,6 @@ async def listen(
                 on_news()
                 async for _ in connection.notifies():
                     on_news()
-        except (ProcrastinateError, *RETRIABLE) as error:
-            logger.info("not listening, trying again: %s", type(error).__name__)
+        except RETRIABLE as error:
+            logger.info("not listening, trying again: %s", reason(error))
         await asyncio.sleep(next(backoff))

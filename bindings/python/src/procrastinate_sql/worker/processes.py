@@ -22,6 +22,10 @@ class ChildFailed(Exception):
     """A task failed in its process: the text is the error that it raised there."""
 
 
+class ChildDied(ChildFailed):
+    """The process of a task died, or was killed."""
+
+
 class Child:
     """A process that calls functions by name."""
 
@@ -36,7 +40,8 @@ class Child:
         """Call a function of a module there, and return what it returns.
 
         Raises:
-            ChildFailed: It raised, or the process died.
+            ChildFailed: It raised.
+            ChildDied: The process died.
             Retry: It raised that.
         """
         try:
@@ -44,7 +49,7 @@ class Child:
             kind, value = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join()
-            raise ChildFailed(f"its process died (exit code {self._process.exitcode})") from None
+            raise ChildDied(f"its process died (exit code {self._process.exitcode})") from None
         if kind == "result":
             return value
         if kind == "retry":
@@ -74,9 +79,13 @@ class Children:
         try:
             return child.call(func, args)
         finally:
+            # In this order: who tells the run to stop from now on does not find the child, and who
+            # found it has left the reason.
+            run.child = None
             if run.stop_reason is None and child.is_alive():
-                run.child = None
                 self._idle.append(child)
+            else:
+                child.kill()
 
     def _take(self) -> Child:
         while self._idle:

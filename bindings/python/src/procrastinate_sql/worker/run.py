@@ -7,13 +7,14 @@ import traceback
 from collections.abc import Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from contextvars import copy_context
+from dataclasses import dataclass
 from inspect import isasyncgenfunction
 from typing import TYPE_CHECKING, Any
 
 from procrastinate_sql.context import JobAborted, JobContext, Retry
 from procrastinate_sql.job import FetchedJob
-from procrastinate_sql.task import Task, as_timedelta
-from procrastinate_sql.worker.processes import Child, ChildFailed
+from procrastinate_sql.task import Task
+from procrastinate_sql.worker.processes import Child, ChildDied, ChildFailed
 
 if TYPE_CHECKING:
     from procrastinate_sql.worker.running import Running
@@ -23,6 +24,7 @@ Outcome = dict[str, Any]
 MAX_ERROR = 10_000  # characters
 
 
+@dataclass(slots=True, eq=False)
 class Run:
     """One run of a job that this worker holds.
 
@@ -32,38 +34,22 @@ class Run:
         task: Its task; None if this worker does not know it.
         claimed_at: When it came, by the clock of the event loop.
         stop_reason: Why it is to stop: "abort", "timeout", "lost", "handed back", or None.
-        finished: The task has finished the job in its own transaction.
-        child: The process in which it runs, if any.
+        finished: The task finishes the job in a transaction of its own.
+        child: The process in which it runs now, if any.
         coroutine: What runs it, once it was started.
         begun: That is under way.
     """
 
-    __slots__ = (
-        "_timer",
-        "begun",
-        "child",
-        "claimed_at",
-        "coroutine",
-        "finished",
-        "job",
-        "stop_reason",
-        "task",
-        "worker_id",
-    )
-
-    def __init__(
-        self, job: FetchedJob, worker_id: int, task: Task[..., Any] | None, claimed_at: float
-    ) -> None:
-        self.job = job
-        self.worker_id = worker_id
-        self.task = task
-        self.claimed_at = claimed_at
-        self.stop_reason: str | None = None
-        self.finished = False
-        self.child: Child | None = None
-        self.coroutine: asyncio.Task[None] | None = None
-        self.begun = False
-        self._timer: asyncio.TimerHandle | None = None
+    job: FetchedJob
+    worker_id: int
+    task: Task[..., Any] | None
+    claimed_at: float
+    stop_reason: str | None = None
+    finished: bool = False
+    child: Child | None = None
+    coroutine: asyncio.Task[None] | None = None
+    begun: bool = False
+    _timer: asyncio.TimerHandle | None = None
 
     def start(self, loop: asyncio.AbstractEventLoop, coroutine: Any) -> None:
         """Begin; from now on the run can be stopped."""
@@ -74,11 +60,12 @@ class Run:
 
     def stop(self, reason: str) -> None:
         """Make the run end: cancel a coroutine, kill a process, raise the flag of a thread."""
-        self.stop_reason = reason
-        if self.child is not None:
-            self.child.kill()
+        # A first reason stays, but for the one that makes any outcome void.
+        self.stop_reason = "lost" if reason == "lost" else self.stop_reason or reason
+        if child := self.child:
+            child.kill()
         # A coroutine that was cancelled before its first step would not even note its end.
-        elif self.begun and self.task and self.task.is_async and self.coroutine:
+        if self.begun and self.task and self.task.is_async and self.coroutine:
             self.coroutine.cancel()
 
     async def perform(self, running: Running) -> Outcome | None:
@@ -95,10 +82,9 @@ class Run:
                 raise asyncio.CancelledError
             if running.middlewares or not task.is_async:
                 result = await self._call_within(running, task)
-            elif task.pass_context:
-                result = await task.func(JobContext(running.app, self), **self.job.args)
             else:
-                result = await task.func(**self.job.args)
+                args = (JobContext(running.app, self),) if task.pass_context else ()
+                result = await task.func(*args, **self.job.args)
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -132,23 +118,9 @@ class Run:
                         return running.children.call(self, task.func, self.job.args)
                     return task.func(*args, **self.job.args)
 
-            return await self._in_thread(running, call)
+            return await _in_thread(running, call)
         # A middleware swallowed what the task raised.
         return None
-
-    async def _in_thread(self, running: Running, call: Callable[[], Any]) -> Any:
-        def shielded() -> tuple[Any, BaseException | None]:
-            # A StopIteration cannot pass through a future, and a SystemExit would end the loop.
-            try:
-                return call(), None
-            except BaseException as error:
-                return None, error
-
-        loop = asyncio.get_running_loop()
-        result, error = await loop.run_in_executor(running.threads, copy_context().run, shielded)
-        if error is not None:
-            raise _Raised(error)
-        return result
 
     def _returned(self, result: Any) -> Outcome | None:
         if self.finished or self.stop_reason == "lost":
@@ -156,42 +128,31 @@ class Run:
         if self.stop_reason == "timeout":
             return self._timed_out()
         if result is None:
-            return {
-                "job_id": self.job.id,
-                "attempt": self.job.attempt,
-                "worker_id": self.worker_id,
-                "status": "succeeded",
-            }
+            return self._outcome(status="succeeded")
         return self._outcome(status="succeeded", result=result)
 
     def _raised(self, error: BaseException) -> Outcome | None:
-        if isinstance(error, _Raised):
-            error = error.error
         if isinstance(error, Retry):
-            delay = as_timedelta(error.retry_in)
-            return self._outcome(
-                retry_in=None if delay is None else delay.total_seconds(),
-                error=None if error.error is None else storable(error.error),
-            )
+            delay = None if error.retry_in is None else error.retry_in.total_seconds()
+            return self._outcome(retry_in=delay, error=error.error and storable(str(error.error)))
         if self.stop_reason in ("lost", "handed back"):
             return None
         if self.stop_reason == "timeout":
             return self._timed_out()
-        if isinstance(error, JobAborted) or (
-            self.stop_reason == "abort"
-            and (self.child or isinstance(error, asyncio.CancelledError))
-        ):
+        was_cut = isinstance(error, (asyncio.CancelledError, ChildDied))
+        if isinstance(error, JobAborted) or (self.stop_reason == "abort" and was_cut):
             return self.aborted()
         text = storable(str(error)) if isinstance(error, ChildFailed) else error_text(error)
         return self._outcome(fail=True, error=text)
 
-    def _was_cut(self, error: BaseException) -> bool:
-        """Is this error how we stop a run?"""
-        return self.child is not None or isinstance(error, asyncio.CancelledError)
-
     def aborted(self) -> Outcome:
         """Return the outcome of a run that was stopped because somebody asked."""
         return self._outcome(status="aborted")
+
+    def uncommitted(self) -> Outcome:
+        """Return the outcome of a run whose task finished it, and left the job as it was."""
+        error = "the transaction in which the task finished this job was not committed"
+        return self._outcome(fail=True, error=error)
 
     def _timed_out(self) -> Outcome:
         return self._outcome(fail=True, error=f"timed out after {self.job.timeout}")
@@ -205,12 +166,19 @@ class Run:
         }
 
 
-class _Raised(Exception):
-    """Carries whatever a task raised in a thread."""
+async def _in_thread(running: Running, call: Callable[[], Any]) -> Any:
+    def shielded() -> tuple[Any, BaseException | None]:
+        # A future takes no StopIteration, and a SystemExit in it would end the loop.
+        try:
+            return call(), None
+        except BaseException as error:
+            return None, error
 
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(error)
-        self.error = error
+    loop = asyncio.get_running_loop()
+    result, error = await loop.run_in_executor(running.threads, copy_context().run, shielded)
+    if error is not None:
+        raise error
+    return result
 
 
 def error_text(error: BaseException) -> str:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from procrastinate_sql.calls import Beat
 from procrastinate_sql.job import FetchedJob
 from procrastinate_sql.worker.finishing import Finisher
 from procrastinate_sql.worker.processes import Children
-from procrastinate_sql.worker.run import Run
+from procrastinate_sql.worker.run import Outcome, Run
 
 if TYPE_CHECKING:
     from procrastinate_sql.app import App
@@ -58,6 +59,8 @@ class Running:
         self._loop = asyncio.get_running_loop()
         self._active: set[Run] = set()
         self._waiting: deque[Run] = deque()
+        # Their task finished them in a transaction of its own: was that committed?
+        self._unconfirmed: dict[int, Run] = {}
         self._average = SOON  # seconds a run takes; so at first nothing is held in advance
         self._check: asyncio.TimerHandle | None = None
 
@@ -76,7 +79,9 @@ class Running:
         """Take over jobs that were claimed; start those for which there is a slot."""
         tasks = self.app.tasks
         now = self._loop.time()
-        self._waiting.extend(Run(job, worker_id, tasks.get(job.task_name), now) for job in jobs)
+        for job in jobs:
+            self._waiting.append(Run(job, worker_id, tasks.get(job.task_name), now))
+            self._unconfirmed.pop(job.id, None)
         while self._waiting and len(self._active) < self._concurrency:
             self._start(self._waiting.popleft())
         if self._waiting and self._check is None:
@@ -92,7 +97,12 @@ class Running:
             outcome = await run.perform(self)
         finally:
             self._active.discard(run)
-        if outcome is not None:
+        if outcome is None:
+            if run.finished and run.stop_reason != "lost":
+                self._unconfirmed[run.job.id] = run
+        elif run.finished:
+            self._finisher.report_apart(outcome)
+        else:
             self._finisher.report(outcome, frees_lock=run.job.lock is not None)
         self._log(run, outcome)
         self._average += (perf_counter() - started - self._average) * 0.1
@@ -100,32 +110,25 @@ class Running:
             self._start(self._waiting.popleft())
         self._on_room()
 
-    def _log(self, run: Run, outcome: dict[str, object] | None) -> None:
-        succeeded = outcome is not None and outcome.get("status") == "succeeded"
-        level = logging.DEBUG if succeeded else logging.WARNING
+    def _log(self, run: Run, outcome: Outcome | None) -> None:
+        ending = _ending(run, outcome)
+        level = logging.DEBUG if ending == "succeeded" else logging.WARNING
         if not logger.isEnabledFor(level):
             return
         job = run.job
-        extra: dict[str, object] = {
+        extra = {
             "job_id": job.id,
             "task_name": job.task_name,
             "attempt": job.attempt,
             "queue_name": job.queue_name,
             "stop_reason": run.stop_reason,
         }
+        private = ""
         if self._log_args:
-            extra["job_args"] = job.args
-            extra["job_error"] = outcome and outcome.get("error")
-        logger.log(
-            level,
-            "job %s (%s), attempt %s: %s%s",
-            job.id,
-            job.task_name,
-            job.attempt,
-            _ending(run, outcome),
-            f"; args {job.args}; {extra['job_error']}" if self._log_args else "",
-            extra=extra,
-        )
+            extra |= {"job_args": job.args, "job_error": (outcome or {}).get("error")}
+            private = f"; args {job.args}; {extra['job_error']}"
+        text = "job %s (%s), attempt %s: %s%s"
+        logger.log(level, text, job.id, job.task_name, job.attempt, ending, private, extra=extra)
 
     def _give_back_stale(self) -> None:
         """Give back what did not start soon after all: the average was wrong."""
@@ -150,9 +153,23 @@ class Running:
     def held(self) -> dict[int, Run]:
         """Return what this worker believes to hold, by job. Called by the heartbeat's thread."""
         runs = [*self._active.copy(), *self._waiting.copy()]
-        return {run.job.id: run for run in runs if not run.finished and run.stop_reason != "lost"}
+        held = {run.job.id: run for run in runs if not run.finished and run.stop_reason != "lost"}
+        return {**self._unconfirmed.copy(), **held}
 
-    def abort(self, job_ids: Collection[int]) -> None:
+    def obey(self, beat: Beat, held: Mapping[int, Run]) -> None:
+        """Do what a heartbeat says of jobs here; `held` is what was held when it was sent."""
+        self._abort(beat.abort_job_ids)
+        self._drop([held[job_id] for job_id in beat.lost_job_ids])
+        # As for runs that have ended, it was hoped that their job would be lost.
+        for job_id in self._unconfirmed.keys() & held.keys():
+            self._finisher.report_apart(self._unconfirmed.pop(job_id).uncommitted())
+
+    def drop_all_but(self, worker_id: int) -> None:
+        """Stop everything that was claimed under another id."""
+        runs = [*self._active, *self._waiting, *self._unconfirmed.values()]
+        self._drop([run for run in runs if run.worker_id != worker_id])
+
+    def _abort(self, job_ids: Collection[int]) -> None:
         """Stop jobs as somebody asked."""
         for run in [run for run in self._waiting if run.job.id in job_ids]:
             self._waiting.remove(run)
@@ -161,7 +178,7 @@ class Running:
             if run.job.id in job_ids and run.stop_reason is None:
                 run.stop("abort")
 
-    def drop(self, runs: Collection[Run]) -> None:
+    def _drop(self, runs: Collection[Run]) -> None:
         """Stop runs that are no longer ours, and forget their outcome."""
         for run in runs:
             if run in self._active and not run.finished:
@@ -169,11 +186,8 @@ class Running:
                 run.stop("lost")
             elif run in self._waiting:
                 self._waiting.remove(run)
-
-    def drop_all_but(self, worker_id: int) -> None:
-        """Do so for everything that was claimed under another id."""
-        runs = [*self._active, *self._waiting]
-        self.drop([run for run in runs if run.worker_id != worker_id])
+            elif self._unconfirmed.get(run.job.id) is run:
+                del self._unconfirmed[run.job.id]
 
     def hand_back(self) -> None:
         """Stop everything, to be given back."""
@@ -185,9 +199,9 @@ class Running:
         while self._active:
             await asyncio.wait([run.coroutine for run in self._active if run.coroutine])
 
-    def known(self) -> set[int]:
+    def job_ids(self) -> set[int]:
         """Return the ids of all jobs here."""
-        return {run.job.id for run in (*self._active, *self._waiting)}
+        return {run.job.id for run in (*self._active, *self._waiting, *self._unconfirmed.values())}
 
     def close(self) -> None:
         """Let go of threads and processes, without waiting for any."""
@@ -195,7 +209,7 @@ class Running:
         self.children.close()
 
 
-def _ending(run: Run, outcome: dict[str, object] | None) -> str:
+def _ending(run: Run, outcome: Outcome | None) -> str:
     if outcome is None:
         return "finished in its own transaction" if run.finished else f"{run.stop_reason}"
     if "status" in outcome:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from threading import current_thread, main_thread
 from typing import TYPE_CHECKING, Any
 
 from procrastinate_sql.calls import Beat
-from procrastinate_sql.connections import AsyncPool, Pool
-from procrastinate_sql.errors import InvalidArgument, WorkerNotRegistered
-from procrastinate_sql.job_store import AsyncJobStore, JobStore
-from procrastinate_sql.worker.backoff import RETRIABLE
+from procrastinate_sql.connections import AsyncPool
+from procrastinate_sql.errors import InvalidArgument
+from procrastinate_sql.job_store import AsyncJobStore
+from procrastinate_sql.worker.backoff import RETRIABLE, reason
 from procrastinate_sql.worker.fetching import Fetcher
 from procrastinate_sql.worker.finishing import Finisher
 from procrastinate_sql.worker.heartbeat import Heartbeat
@@ -122,15 +122,12 @@ class _Active:
         app, queue_names = worker.app, worker.queue_names
         self._pool = AsyncPool(app.address)
         self._store = AsyncJobStore(self._pool, app.codec)
-        self._beat_pool = Pool(app.address)
         self._finisher = Finisher(self._store, self._on_room, self._on_lock_freed, self._on_trouble)
         self._running = Running(
             app, worker.concurrency, self._finisher, self._on_room, worker.log_args
         )
         self._fetcher = Fetcher(
             self._store,
-            self._pool,
-            app.codec.schema,
             self._running,
             self._finisher,
             queue_names,
@@ -138,7 +135,8 @@ class _Active:
             self._on_trouble,
         )
         self._heartbeat = Heartbeat(
-            JobStore(self._beat_pool, app.codec),
+            app.address,
+            app.codec,
             worker.name,
             queue_names,
             self._running.held,
@@ -153,11 +151,11 @@ class _Active:
         # Whatever is wrong with the address or the schema is told here, before anything runs.
         await self._store.schema_version()
         for task in self._worker.app.tasks.values():
-            await self._store.send(task.declaration())
+            await self._store.send(task.declaration)
         self._heartbeat.start()
         with self._beside(self._finisher.run()), self._beside(self._listen()):
             try:
-                await self._fetcher.run(wait=self._worker.wait)
+                await self._unless_told_again(self._fetcher.run(wait=self._worker.wait))
             finally:
                 await self._leave()
 
@@ -184,6 +182,17 @@ class _Active:
             if not task.cancel():
                 task.result()
 
+    async def _unless_told_again(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Wait for a coroutine, but no longer when told to stop for the second time."""
+        told = asyncio.ensure_future(self._stop_now.wait())
+        task = asyncio.ensure_future(coroutine)
+        try:
+            await asyncio.wait((task, told), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            told.cancel()
+            if not task.cancel():
+                task.result()
+
     async def _listen(self) -> None:
         worker = self._worker
         if worker.listen:
@@ -195,7 +204,8 @@ class _Active:
         logger.info("worker %s stops", self._fetcher.worker_id)
         self._running.release_waiting()
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._ended_or_told_again(), self._worker.shutdown_timeout)
+            ended = self._unless_told_again(self._running.ended())
+            await asyncio.wait_for(ended, self._worker.shutdown_timeout)
         self._running.hand_back()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._running.ended(), LAST_WORDS)
@@ -204,23 +214,12 @@ class _Active:
         self._heartbeat.stop()
         try:
             # It also gives back whatever is still held.
-            if self._fetcher.worker_id is not None:
-                await asyncio.wait_for(
-                    self._store.unregister_worker(self._fetcher.worker_id), LAST_WORDS
-                )
-        except (WorkerNotRegistered, asyncio.TimeoutError, *RETRIABLE) as error:
-            logger.warning("could not unregister: %s", type(error).__name__)
+            if (worker_id := self._fetcher.worker_id) is not None:
+                await asyncio.wait_for(self._store.unregister_worker(worker_id), LAST_WORDS)
+        except (asyncio.TimeoutError, *RETRIABLE) as error:
+            logger.warning("could not unregister: %s", reason(error))
         self._running.close()
         await self._pool.close()
-
-    async def _ended_or_told_again(self) -> None:
-        ended = asyncio.ensure_future(self._running.ended())
-        told = asyncio.ensure_future(self._stop_now.wait())
-        try:
-            await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
-            told.cancel()
 
     # Called by the parts.
 
@@ -239,24 +238,26 @@ class _Active:
         self._fetcher.register(worker_id)
 
     def _on_beat(self, beat: Beat, held: dict[int, Run]) -> None:
-        self._running.abort(beat.abort_job_ids)
-        self._running.drop([held[job_id] for job_id in beat.lost_job_ids])
+        self._running.obey(beat, held)
         self._fetcher.due_in(beat.next_due)
         if beat.stop_requested and not self._stopping:
             self.stop()
 
 
 @contextmanager
-def _signals(stop: Any) -> Iterator[None]:
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
     """Call `stop` for SIGTERM and SIGINT, where signals can be handled."""
-    loop = asyncio.get_running_loop()
     if current_thread() is not main_thread():
         yield
         return
-    for number in (signal.SIGTERM, signal.SIGINT):
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
         loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            # None: it was not Python that set it.
+            signal.signal(number, handler or signal.SIG_DFL)
