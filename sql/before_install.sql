@@ -10,6 +10,9 @@ begin
             using errcode = '3F000', hint = 'Create the schema, and put it first in search_path.';
     end if;
 
+    -- Two at once: the second waits, and then finds the first.
+    perform pg_advisory_xact_lock(hashtext('procrastinate-sql upgrade'));
+
     if to_regprocedure(format('%I.procrastinate_schema_version()', target)) is not null then
         execute format('select %I.procrastinate_schema_version()', target) into installed;
         raise exception 'procrastinate-sql version % is already installed in schema %',

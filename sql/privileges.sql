@@ -8,9 +8,11 @@ begin
         select fn.oid
         from pg_proc as fn
         where
-            fn.pronamespace = current_schema()::regnamespace
+            fn.pronamespace = quote_ident(current_schema())::regnamespace
             and fn.proname ~ '^_?procrastinate_'
-            and fn.proname not in ('procrastinate_schema_version', 'procrastinate_listen_channels')
+            and fn.proname not in (
+                'procrastinate_schema_version', 'procrastinate_listen_channels', '_procrastinate_channel'
+            )
     loop
         execute format('revoke execute on function %s from public', ours);
     end loop;

@@ -1,13 +1,15 @@
 """What design sections 4 and 5 promise, as a model small enough to be seen to be right.
 
-The model keeps what is committed and, for each open transaction, what it has written and which rows
-it holds. Each method answers for one call: which error must come, what must be returned, and for
-whose rows the call may wait. How the queue gets there (readiness, events, sequences) is not in it.
+The model keeps the rows that are committed and, for each open transaction, the rows that it has
+written. Each method of `Session` answers for one call: which error or rows it must return, what it
+writes, and for whose rows it may wait. How the queue gets there (readiness, events, sequences) is
+not in it.
 
-    model = Model()
-    expected = model.finish(0, job_id=1, attempt=1, worker_id=7, action="finish")
-    ...  # make the call on connection 0, compare its error or its result
-    model.apply(0, expected)
+    database = Database(connections=2)
+    session = database.sessions[0]
+    expected = session.finish(job_id=1, attempt=1, worker=7, action="finish")
+    ...  # make the call, and compare its error or its rows
+    session.apply(expected)
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from itertools import count
 from typing import Any
 
 READ_COMMITTED = "read committed"
-ISOLATION_LEVELS = (READ_COMMITTED, "repeatable read", "serializable")
+REPEATABLE_READ = "repeatable read"
+SERIALIZABLE = "serializable"
 
 NOT_RUNNING = "PC001"
 QUEUEING_LOCK_TAKEN = "PC002"
@@ -26,14 +29,14 @@ NO_SUCH_WORKER = "PC004"
 NO_SUCH_JOB = "PC005"
 WRONG_ISOLATION = "25001"
 
+# Tasks of the test, and after how many failures their jobs are failed.
+MAX_ATTEMPTS = {"plain": 1, "stubborn": 3, "fleeting": 1}
+# The one whose finished jobs are not kept.
+FLEETING = "fleeting"
 MAX_LOST = 5
 
-# Tasks of the test: after how many failed runs their jobs are failed; undeclared: 1.
-MAX_ATTEMPTS = {"plain": 1, "stubborn": 3, "fleeting": 1}
-# The task whose finished jobs are not kept.
-FLEETING = "fleeting"
-
-# ("job", id), ("worker", id), ("queue", name), ("note", job id, serial), ("queueing lock", name)
+# Whose row: ("job", id), ("worker", id), ("queue", name), ("note", job id, serial), or no row, but
+# what a second writer waits for: ("queueing lock", name).
 Key = tuple[Any, ...]
 
 
@@ -45,9 +48,9 @@ class Job:
     task: str
     queue: str
     priority: int
-    lock: str | None
+    lock: str | None = None
     queueing_lock: str | None = None
-    wait: str = "none"  # none, soon (may be due at any moment) or long (not during the test)
+    schedule: str = "none"  # none, ahead or past
     status: str = "todo"
     attempts: int = 0
     failures: int = 0
@@ -55,7 +58,6 @@ class Job:
     lost: int = 0
     worker: int | None = None
     abort: bool = False
-    purge: bool = False
 
     @property
     def place(self) -> tuple[int, int]:
@@ -69,40 +71,31 @@ class Job:
 
 @dataclass
 class Expected:
-    """What one call must do. `waits_for`: rows that it may find held by another transaction."""
+    """What one call must do."""
 
     error: str | None = None
-    result: Any = None
+    rows: list[tuple[Any, ...]] | None = None
+    """What it must return, in any order; None: the caller judges that."""
     writes: dict[Key, Any] = field(default_factory=dict)
-    holds: set[Key] = field(default_factory=set)
+    """The rows that it locks or writes (None: deletes)."""
     waits_for: set[Key] = field(default_factory=set)
+    """The rows for which it waits if another transaction has written them."""
     tidies: bool = False
-    """The call may also take rows of waiting jobs that it does not return."""
-
-
-@dataclass
-class Transaction:
-    """An open transaction: its snapshot (None: each statement its own), and what it did."""
-
-    isolation: str
-    snapshot: dict[Key, Any] | None
-    writes: dict[Key, Any] = field(default_factory=dict)
-    holds: set[Key] = field(default_factory=set)
-    tidies: bool = False
+    """It also settles and promotes: takes rows of waiting jobs that it does not return."""
 
 
 class View:
     """The rows that one statement sees."""
 
-    def __init__(self, base: Mapping[Key, Any], writes: Mapping[Key, Any]) -> None:
-        merged = {**base, **writes}
+    def __init__(self, *layers: Mapping[Key, Any]) -> None:
+        merged = {key: value for layer in layers for key, value in layer.items()}
         self.rows = {key: value for key, value in merged.items() if value is not None}
 
     def job(self, job_id: int) -> Job | None:
-        found: Job | None = self.rows.get(("job", job_id))
-        return found
+        return self.rows.get(("job", job_id))
 
     def jobs(self, *statuses: str) -> list[Job]:
+        """The jobs in these states (none: in any), by id."""
         jobs = [value for key, value in self.rows.items() if key[0] == "job"]
         jobs.sort(key=lambda job: job.id)
         return [job for job in jobs if not statuses or job.status in statuses]
@@ -116,7 +109,7 @@ class View:
             return None
         return job
 
-    def workers(self, alive: bool) -> list[int]:
+    def workers(self, *, alive: bool) -> list[int]:
         return [key[1] for key, value in self.rows.items() if key[0] == "worker" and value is alive]
 
     def is_alive(self, worker: int) -> bool:
@@ -125,238 +118,219 @@ class View:
     def is_paused(self, queue: str) -> bool:
         return self.rows.get(("queue", queue)) is True
 
-    def notes(self) -> list[Key]:
-        """Requests to abort that wait for their job's row."""
-        return [key for key in self.rows if key[0] == "note"]
-
-    def is_noted(self, job_id: int) -> bool:
-        return any(key[1] == job_id for key in self.notes())
-
-    def heads(self) -> dict[str, Job]:
-        """The job that must be next, of each lock of which none is running."""
-        running = {job.lock for job in self.jobs("doing")}
-        heads: dict[str, Job] = {}
-        for job in sorted(self.jobs("todo"), key=lambda job: job.place):
-            if job.lock is not None and job.lock not in running:
-                heads.setdefault(job.lock, job)
-        return heads
+    def notes(self, *job_ids: int) -> set[Key]:
+        """Requests to abort these jobs (none: any) that wait for the job's row."""
+        return {key for key in self.rows if key[0] == "note" and (not job_ids or key[1] in job_ids)}
 
     def runnable(self, queues: Iterable[str] | None = None) -> Iterator[Job]:
-        """The jobs that a fetch from these queues can claim, or could if their time has come."""
-        heads = self.heads()
-        for job in self.jobs("todo"):
-            is_next = job.lock is None or heads.get(job.lock) == job
-            is_fetched = queues is None or job.queue in queues
-            if is_next and is_fetched and job.wait != "long" and not self.is_paused(job.queue):
+        """The jobs that a fetch from these queues (None: all) can claim."""
+        taken = {job.lock for job in self.jobs("doing")} - {None}
+        for job in sorted(self.jobs("todo"), key=lambda job: job.place):
+            if job.lock in taken:
+                continue
+            # Whatever it waits for, it keeps its place.
+            taken |= {job.lock} - {None}
+            fetched = queues is None or job.queue in queues
+            if fetched and job.schedule != "ahead" and not self.is_paused(job.queue):
                 yield job
 
 
-class Model:
-    """What is committed, and what each open transaction did."""
+class Database:
+    """What is committed, and what each session did."""
 
-    def __init__(self) -> None:
+    def __init__(self, connections: int) -> None:
         self.committed: dict[Key, Any] = {}
-        self.open: dict[int, Transaction] = {}
-        self.serial = count()
+        self.sessions = [Session(self) for _ in range(connections)]
+        self.disturbed: set[str | None] = set()
+        """Locks of which a job was held when somebody settled: they are looked at again later."""
+
+    def commit(self, writes: Mapping[Key, Any], tidies: bool = False) -> None:
+        before = View(self.committed)
+        changed = set(writes) | (
+            {("job", job.id) for job in before.jobs("todo")} if tidies else set()
+        )
+        self.committed = View(self.committed, writes).rows
+        for session in self.sessions:
+            session.changed_since |= changed
+
+
+class Session:
+    """A connection: its open transaction, if any, and what a call on it must do now."""
+
+    serial = count()
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.reset()
 
     # --- Transactions --------------------------------------------------------------
 
-    def begin(self, connection: int, isolation: str) -> None:
-        snapshot = None if isolation == READ_COMMITTED else dict(self.committed)
-        self.open[connection] = Transaction(isolation, snapshot)
+    def reset(self, isolation: str | None = None) -> None:
+        """Forget the open transaction; begin one if an isolation level is given."""
+        self.isolation = isolation
+        self.snapshot = dict(self.database.committed)
+        self.changed_since: set[Key] = set()
+        self.writes: dict[Key, Any] = {}
+        self.tidies = False
 
-    def rollback(self, connection: int) -> None:
-        self.open.pop(connection, None)
+    def commit(self) -> None:
+        writes, tidies = self.writes, self.tidies
+        self.reset()
+        self.database.commit(writes, tidies)
 
-    def commit(self, connection: int) -> None:
-        self._commit(self.open.pop(connection).writes)
-
-    def _commit(self, writes: Mapping[Key, Any]) -> None:
-        self.committed.update(writes)
-        for key in [key for key, value in self.committed.items() if value is None]:
-            del self.committed[key]
-
-    def isolation(self, connection: int) -> str:
-        opened = self.open.get(connection)
-        return opened.isolation if opened else READ_COMMITTED
-
-    def view(self, connection: int) -> View:
-        """What the next statement of this connection sees."""
-        opened = self.open.get(connection)
-        if opened is None:
-            return View(self.committed, {})
-        base = self.committed if opened.snapshot is None else opened.snapshot
-        return View(base, opened.writes)
-
-    def newest(self, connection: int) -> View:
-        """What a unique index judges by: the newest committed rows, and one's own."""
-        opened = self.open.get(connection)
-        return View(self.committed, opened.writes if opened else {})
-
-    def others(self, connection: int) -> list[Transaction]:
-        return [opened for number, opened in self.open.items() if number != connection]
-
-    def held(self, connection: int) -> set[Key]:
-        """The rows that other open transactions are known to hold."""
-        return {key for other in self.others(connection) for key in other.holds}
-
-    def may_wait(self, connection: int, expected: Expected) -> bool:
-        """Does the call have a reason to wait for another open transaction?"""
-        if expected.waits_for & self.held(connection):
-            return True
-        waiting = {
-            ("job", job.id)
-            for view in (self.view(connection), self.newest(connection))
-            for job in view.jobs("todo")
-        }
-        return self.others_tidy(connection) and bool(expected.waits_for & waiting)
-
-    def others_tidy(self, connection: int) -> bool:
-        return any(other.tidies for other in self.others(connection))
-
-    def apply(self, connection: int, expected: Expected) -> None:
+    def apply(self, expected: Expected) -> None:
         """Note that the call succeeded."""
-        opened = self.open.get(connection)
-        if opened is None:
-            self._commit(expected.writes)
-            return
-        # Whoever defers with the queueing lock of a row that was written waits for its writer.
-        for job in [
-            versions.get(key)
-            for key in expected.writes
-            for versions in (self.committed, opened.writes, expected.writes)
-        ]:
-            if isinstance(job, Job) and job.queueing_lock:
-                opened.holds.add(("queueing lock", job.queueing_lock))
-        opened.writes.update(expected.writes)
-        opened.holds |= expected.holds | set(expected.writes)
-        opened.tidies |= expected.tidies
+        before = self.newest()
+        if expected.tidies:
+            self.database.disturbed |= {
+                job.lock for job in before.jobs("todo") if ("job", job.id) in self.held()
+            }
+        self.writes |= expected.writes
+        for key in expected.writes:
+            for job in (before.rows.get(key), expected.writes[key]):
+                if isinstance(job, Job) and job.queueing_lock:
+                    self.writes["queueing lock", job.queueing_lock] = None
+        self.tidies |= expected.tidies
+        if self.isolation is None:
+            self.commit()
+
+    def view(self) -> View:
+        """What the next statement sees."""
+        sees_commits = self.isolation in (None, READ_COMMITTED)
+        return View(self.database.committed if sees_commits else self.snapshot, self.writes)
+
+    def newest(self) -> View:
+        """What a unique index judges by."""
+        return View(self.database.committed, self.writes)
+
+    def others(self) -> list[Session]:
+        return [session for session in self.database.sessions if session is not self]
+
+    def others_tidy(self) -> bool:
+        return any(session.tidies for session in self.others())
+
+    def held(self) -> set[Key]:
+        """The rows that other open transactions are known to hold."""
+        return {key for session in self.others() for key in session.writes}
+
+    def may_wait(self, expected: Expected) -> bool:
+        """Has the call a reason to wait for another open transaction?"""
+        waiting = {
+            ("job", job.id) for view in (self.view(), self.newest()) for job in view.jobs("todo")
+        }
+        tidied = waiting if self.others_tidy() else set()
+        return bool(expected.waits_for & (self.held() | tidied))
+
+    def may_fail_to_serialize(self, expected: Expected) -> bool:
+        """Does the call write what was changed since its snapshot?"""
+        if self.isolation == REPEATABLE_READ:
+            return bool((expected.waits_for | set(expected.writes)) & self.changed_since)
+        return self.isolation == SERIALIZABLE
 
     # --- Producers -----------------------------------------------------------------
 
-    def defer(self, connection: int, new: Job, on_conflict: str) -> Expected:
-        """One job; its id (0 in `new`) is known only afterwards: see `deferred`."""
+    def defer(self, new: Job, on_conflict: str) -> Expected:
+        """The rows are None if a job is to be created: see `create`."""
         if new.queueing_lock is None:
             return Expected()
-        waits_for: set[Key] = {("queueing lock", new.queueing_lock)}
-        owners = [
-            job
-            for job in self.newest(connection).jobs("todo")
-            if job.owns_queueing_lock and job.queueing_lock == new.queueing_lock
-        ]
-        if not owners:
-            return Expected(waits_for=waits_for)
-        (owner,) = owners
-        waits_for.add(("job", owner.id))
-        if on_conflict == "raise":
-            return Expected(error=QUEUEING_LOCK_TAKEN, waits_for=waits_for)
-        if on_conflict == "skip":
-            return Expected(result=owner.id, waits_for=waits_for)
-        # A retry kept the counters of a job that was never started at nothing.
-        replaced = replace(
-            owner,
-            task=new.task,
-            queue=new.queue,
-            lock=new.lock,
-            priority=new.priority,
-            wait=new.wait,
-        )
-        writes = {("job", owner.id): replaced}
-        return Expected(result=owner.id, waits_for=waits_for, writes=writes)
+        expected = Expected(waits_for={("queueing lock", new.queueing_lock)})
+        for owner in self.newest().jobs("todo"):
+            if not owner.owns_queueing_lock or owner.queueing_lock != new.queueing_lock:
+                continue
+            expected.waits_for.add(("job", owner.id))
+            expected.rows = [(owner.id,)]
+            if on_conflict == "raise":
+                expected.error = QUEUEING_LOCK_TAKEN
+            elif on_conflict == "replace":
+                expected.writes["job", owner.id] = replace(new, id=owner.id)
+        return expected
 
-    @staticmethod
-    def deferred(new: Job, job_id: int) -> Expected:
-        return Expected(writes={("job", job_id): replace(new, id=job_id)})
+    def create(self, new: Job, job_id: int) -> None:
+        assert self.newest().job(job_id) is None
+        self.apply(Expected(writes={("job", job_id): replace(new, id=job_id)}))
 
     # --- Fetch ---------------------------------------------------------------------
 
-    def fetch(self, connection: int, worker: int) -> Expected:
-        """The error of a fetch; what it returns is judged by `audit_fetch`."""
-        if self.isolation(connection) != READ_COMMITTED:
+    def fetch(self, worker: int) -> Expected:
+        """The error of a fetch; the jobs that it returns are judged by `claim`."""
+        if self.isolation not in (None, READ_COMMITTED):
             return Expected(error=WRONG_ISOLATION)
-        if not self.view(connection).is_alive(worker):
+        if not self.view().is_alive(worker):
             return Expected(error=NO_SUCH_WORKER)
         return Expected(tidies=True)
 
-    def audit_fetch(
-        self,
-        connection: int,
-        claimed: Mapping[int, int],
-        worker: int,
-        queues: list[str] | None,
-        max_jobs: int,
-    ) -> Expected:
-        """Judge the claimed jobs (id to attempt) by what was committed when the fetch began."""
-        view, held = self.view(connection), self.held(connection)
+    def claim(
+        self, worker: int, queues: list[str] | None, max_jobs: int, claimed: list[tuple[int, int]]
+    ) -> None:
+        """Judge the claimed jobs (id and attempt) by what was committed when the fetch began."""
+        view = self.view()
         runnable = {job.id: job for job in view.runnable(queues)}
-        writes: dict[Key, Any] = {}
-        for job_id, attempt in claimed.items():
-            job = view.job(job_id)
-            assert job is not None, f"job {job_id} was claimed and does not exist"
-            assert job_id in runnable, f"claimed out of turn: {job}, of {view.heads()}"
-            assert ("job", job_id) not in held, f"claimed from under another transaction: {job}"
-            assert attempt == job.attempts + 1, f"attempt {attempt} of {job}"
-            writes["job", job_id] = replace(job, status="doing", worker=worker)
+        expected = Expected()
+        for job_id, attempt in claimed:
+            assert job_id in runnable, f"claimed out of turn: {view.job(job_id)}, not {runnable}"
+            assert attempt == runnable[job_id].attempts + 1
+            expected.writes["job", job_id] = replace(
+                runnable.pop(job_id), status="doing", worker=worker
+            )
 
+        priorities = [job.priority for job in expected.writes.values()]
         assert len(claimed) <= max_jobs
-        if len(claimed) < max_jobs:
-            for job in runnable.values():
-                is_free = job.lock is None and job.wait == "none" and ("job", job.id) not in held
-                assert not is_free or job.id in claimed, f"runnable and not claimed: {job}"
-        return Expected(writes=writes, tidies=True)
+        assert priorities == sorted(priorities, reverse=True)
+        for job in runnable.values():
+            if self._is_free(job):
+                assert len(claimed) == max_jobs, f"runnable and not claimed: {job}"
+                assert job.priority <= priorities[-1], f"more urgent and not claimed: {job}"
+        self.apply(expected)
+
+    def _is_free(self, job: Job) -> bool:
+        """Does no other transaction keep a fetch from this runnable job?"""
+        if ("job", job.id) in self.held():
+            return False
+        if job.lock is None and job.schedule == "none":
+            return True
+        return not self.others_tidy() and job.lock not in self.database.disturbed - {None}
 
     # --- Ends of runs --------------------------------------------------------------
 
     def finish(
         self,
-        connection: int,
         job_id: int,
         attempt: int,
         worker: int | None,
         action: str,
         status: str = "succeeded",
-        wait: str = "none",
+        schedule: str = "none",
     ) -> Expected:
-        """finish_job, fail_job and retry_job; the result is the new status."""
-        view = self.view(connection)
-        job = view.running(job_id, attempt, worker)
+        """finish_job, fail_job and retry_job; the row is the new status."""
+        job = self.view().running(job_id, attempt, worker)
         if job is None:
             return Expected(error=NOT_RUNNING)
-        ended = self._ended(view, job, action, status, wait)
-        return Expected(
-            result=ended.status,
-            writes={("job", job_id): _kept(ended)},
-            waits_for={("job", job_id)},
-        )
+        ended = self._ended(job, action, status, schedule)
+        key = ("job", job_id)
+        return Expected(rows=[(ended.status,)], writes={key: _kept(ended)}, waits_for={key})
 
-    def finish_jobs(self, connection: int, outcomes: list[dict[str, Any]]) -> Expected:
-        """Many outcomes; the result is the ordinals of those that must be refused."""
-        expected = Expected(result=[])
+    def finish_jobs(self, outcomes: list[dict[str, Any]]) -> Expected:
+        """The rows are the outcomes that must be refused."""
+        expected = Expected(rows=[])
         for ordinal, outcome in enumerate(outcomes, start=1):
-            arguments = {key: value for key, value in outcome.items() if key != "sent"}
-            one = self.finish(connection, **arguments)
+            one = self.finish(**outcome)
             if one.error or one.waits_for & expected.waits_for:
-                expected.result.append(ordinal)
-                continue
-            expected.writes |= one.writes
-            expected.waits_for |= one.waits_for
+                reason = "not running" if one.error else "duplicate"
+                expected.rows.append((ordinal, outcome["job_id"], reason))
+            else:
+                expected.writes |= one.writes
+                expected.waits_for |= one.waits_for
         return expected
 
-    def release(self, connection: int, worker: int, job_ids: list[int]) -> Expected:
-        """The result is the jobs that were given back."""
-        view = self.view(connection)
-        expected = Expected(result=set())
-        for job_id in job_ids:
-            job = view.running(job_id, None, worker)
-            if job is not None:
-                expected.result.add(job_id)
-                expected.writes["job", job_id] = _kept(self._ended(view, job, "release"))
-                expected.waits_for.add(("job", job_id))
-        return expected
+    def release(self, worker: int, job_ids: list[int]) -> Expected:
+        """The rows are the jobs that were given back."""
+        view = self.view()
+        jobs = [job for job_id in job_ids if (job := view.running(job_id, None, worker))]
+        writes = {("job", job.id): _kept(self._ended(job, "release")) for job in jobs}
+        return Expected(rows=[(job.id,) for job in jobs], writes=writes, waits_for=set(writes))
 
-    @staticmethod
     def _ended(
-        view: View, job: Job, action: str, status: str = "succeeded", wait: str = "none"
+        self, job: Job, action: str, status: str = "succeeded", schedule: str = "none"
     ) -> Job:
         ended = replace(
             job,
@@ -365,144 +339,135 @@ class Model:
             handed_back=job.handed_back + (action == "release"),
             lost=job.lost + (action == "lose"),
             worker=None,
+            schedule=schedule,
         )
-        if action == "finish":
+        if action == "finish" and status != "failed":
             return replace(ended, status=status)
-        if job.abort or view.is_noted(job.id):
+        if job.abort or self.view().notes(job.id):
             return replace(ended, status="aborted")
-        if action == "fail" and ended.failures >= MAX_ATTEMPTS[job.task]:
-            return replace(ended, status="failed")
-        if action == "lose" and ended.lost > MAX_LOST:
-            return replace(ended, status="failed")
-        # What a job waited for before its run is over, but for a retry with a delay.
-        return replace(ended, status="todo", wait=wait)
+        is_failed = {
+            "finish": True,
+            "fail": ended.failures >= MAX_ATTEMPTS[job.task],
+            "lose": ended.lost > MAX_LOST,
+        }
+        return replace(ended, status="failed" if is_failed.get(action) else "todo")
 
     # --- Workers -------------------------------------------------------------------
 
-    def unregister(self, connection: int, worker: int) -> Expected:
-        view = self.view(connection)
-        if not view.is_alive(worker):
-            return Expected(error=NO_SUCH_WORKER, waits_for={("worker", worker)})
-        expected = Expected(writes={("worker", worker): False}, waits_for={("worker", worker)})
-        self._take_back(connection, view, [worker], "release", expected)
+    def register(self, worker: int) -> None:
+        self.apply(Expected(writes={("worker", worker): True}))
+
+    def unregister(self, worker: int) -> Expected:
+        key = ("worker", worker)
+        if not self.view().is_alive(worker):
+            return Expected(error=NO_SUCH_WORKER, waits_for={key})
+        expected = Expected(writes={key: False}, waits_for={key})
+        self._take_back({worker}, "release", expected)
         return expected
 
-    def rescue(self, connection: int, silent: int | None) -> Expected:
-        """Rescue, `silent` having been made so; the result is job, worker and new status."""
-        view = self.view(connection)
-        expected = Expected()
-        gone = view.workers(alive=False)
-        if silent is not None:
-            expected.waits_for.add(("worker", silent))
-            if view.is_alive(silent):
-                expected.writes["worker", silent] = False
-                gone.append(silent)
-        expected.result = self._take_back(connection, view, gone, "lose", expected)
+    def rescue(self, silent: int) -> Expected:
+        """A rescue when this worker has fallen silent; the rows are the jobs taken back."""
+        key = ("worker", silent)
+        expected = Expected(writes={key: False}, waits_for={key})
+        gone = {*self.view().workers(alive=False), silent}
+        expected.rows = self._take_back(gone, "lose", expected)
         return expected
 
     def _take_back(
-        self, connection: int, view: View, workers: list[int], action: str, expected: Expected
-    ) -> set[tuple[int, int | None, str]]:
-        held = self.held(connection)
-        taken: set[tuple[int, int | None, str]] = set()
-        for job in view.jobs("doing"):
-            if job.worker in workers and ("job", job.id) not in held:
-                ended = self._ended(view, job, action)
+        self, workers: set[int], action: str, expected: Expected
+    ) -> list[tuple[int, int | None, str]]:
+        taken = []
+        for job in self.view().jobs("doing"):
+            if job.worker in workers and ("job", job.id) not in self.held():
+                ended = self._ended(job, action)
                 expected.writes["job", job.id] = _kept(ended)
-                taken.add((job.id, job.worker, ended.status))
+                taken.append((job.id, job.worker, ended.status))
         return taken
 
-    def heartbeat(self, connection: int, worker: int) -> Expected:
-        """The result is the worker's jobs: those to abort, and all that it still runs."""
-        if self.isolation(connection) != READ_COMMITTED:
+    def heartbeat(self, worker: int, believed: list[int]) -> Expected:
+        """The row: the worker's jobs that are to be aborted, and those that it no longer holds."""
+        view = self.view()
+        if self.isolation not in (None, READ_COMMITTED):
             return Expected(error=WRONG_ISOLATION)
-        before = self.view(connection)
-        if not before.is_alive(worker):
+        if not view.is_alive(worker):
             return Expected(error=NO_SUCH_WORKER, waits_for={("worker", worker)})
 
-        expected = Expected(tidies=True, holds={("worker", worker)})
-        self._take_back(connection, before, before.workers(alive=False), "lose", expected)
-        self._carry_over_notes(connection, before, expected)
-
-        after = View(before.rows, expected.writes)
-        for job in after.jobs():
-            if job.purge and ("job", job.id) not in self.held(connection):
+        expected = Expected(
+            tidies=True,
+            writes={("worker", worker): True},
+            waits_for={("worker", worker), *view.notes()},
+        )
+        self._take_back(set(view.workers(alive=False)), "lose", expected)
+        self._carry_over_notes(expected)
+        after = View(view.rows, expected.writes)
+        for job in after.jobs("cancelled"):
+            if job.task == FLEETING and ("job", job.id) not in self.held():
                 expected.writes["job", job.id] = None
-        mine = [job for job in after.jobs("doing") if job.worker == worker]
-        expected.result = ({job.id for job in mine if job.abort}, {job.id for job in mine})
-        expected.waits_for = {("worker", worker), *before.notes()}
+        mine = {job.id: job for job in after.jobs("doing") if job.worker == worker}
+        abort = [job.id for job in mine.values() if job.abort]
+        expected.rows = [(abort, sorted(set(believed) - set(mine)))]
         return expected
 
-    def _carry_over_notes(self, connection: int, before: View, expected: Expected) -> None:
-        held = self.held(connection)
-        for note in before.notes():
-            job = View(before.rows, expected.writes).job(note[1])
+    def _carry_over_notes(self, expected: Expected) -> None:
+        view = self.view()
+        for note in view.notes():
+            job = View(view.rows, expected.writes).job(note[1])
             if job is not None and job.status in ("todo", "doing") and not job.abort:
-                if ("job", job.id) in held:
+                if ("job", job.id) in self.held():
                     continue
-                waits = job.status == "todo"
-                expected.writes["job", job.id] = replace(
-                    job,
-                    abort=True,
-                    status="cancelled" if waits else "doing",
-                    purge=waits and job.task == FLEETING,
-                )
+                status = "cancelled" if job.status == "todo" else "doing"
+                expected.writes["job", job.id] = replace(job, abort=True, status=status)
             expected.writes[note] = None
 
     # --- What people do ------------------------------------------------------------
 
-    def cancel(self, connection: int, job_id: int, abort: bool) -> Expected:
-        """The result is the status that the job then has."""
-        job = self.view(connection).job(job_id)
+    def cancel(self, job_id: int, abort: bool) -> Expected:
+        """The row is the status that the job then has."""
+        job, key = self.view().job(job_id), ("job", job_id)
         if job is None:
             return Expected(error=NO_SUCH_JOB)
-        key = ("job", job_id)
         if job.status == "todo":
-            cancelled = replace(job, status="cancelled", purge=job.task == FLEETING)
-            return Expected(result="cancelled", writes={key: cancelled}, waits_for={key})
-        if job.status != "doing" or not abort:
-            return Expected(result=job.status)
-        if key in self.held(connection):
-            return Expected(result="doing", writes={("note", job_id, next(self.serial)): True})
-        return Expected(result="doing", writes={key: replace(job, abort=True)})
+            writes: dict[Key, Any] = {key: replace(job, status="cancelled")}
+            return Expected(rows=[("cancelled",)], writes=writes, waits_for={key})
+        expected = Expected(rows=[(job.status,)])
+        if job.status == "doing" and abort:
+            # Never waits for a finish: what it cannot write it notes.
+            is_held = key in self.held()
+            note = ("note", job_id, next(self.serial))
+            expected.writes = {note: True} if is_held else {key: replace(job, abort=True)}
+        return expected
 
-    def rerun(self, connection: int, job_id: int) -> Expected:
-        view, key = self.view(connection), ("job", job_id)
+    def rerun(self, job_id: int) -> Expected:
+        view, key = self.view(), ("job", job_id)
         job = view.job(job_id)
         if job is None:
             return Expected(error=NO_SUCH_JOB)
         if job.status in ("todo", "doing"):
             return Expected(error=NOT_RUNNING, waits_for={key})
-        again = replace(
-            job, status="todo", failures=0, lost=0, abort=False, wait="none", purge=False
-        )
+        again = replace(job, status="todo", failures=0, lost=0, abort=False, schedule="none")
         # It starts afresh: what was asked of its earlier runs is over.
-        writes: dict[Key, Any] = {note: None for note in view.notes() if note[1] == job_id}
-        writes[key] = again
-        expected = Expected(writes=writes, waits_for=set(writes))
-        if again.owns_queueing_lock:
-            rival = self.defer(connection, again, "raise")
-            expected.waits_for |= rival.waits_for
-            expected.error = rival.error
-        return expected
+        writes = {key: again, **dict.fromkeys(view.notes(job_id))}
+        rival = self.defer(again, "raise") if again.owns_queueing_lock else Expected()
+        return Expected(error=rival.error, writes=writes, waits_for=set(writes) | rival.waits_for)
 
-    def delete(self, connection: int, job_id: int) -> Expected:
-        """The result is how many rows were deleted."""
-        if self.view(connection).job(job_id) is None:
-            return Expected(result=0)
-        key = ("job", job_id)
-        return Expected(result=1, writes={key: None}, waits_for={key})
+    def delete(self, job_id: int) -> Expected:
+        return self._write(job_id, lambda job: None)
 
-    def edit(self, connection: int, job_id: int, **changes: Any) -> Expected:
-        """A plain UPDATE of a waiting job (no changes: SELECT … FOR UPDATE of any job)."""
-        job = self.view(connection).job(job_id)
-        if job is None or (changes and job.status != "todo"):
-            return Expected(result=0)
-        key = ("job", job_id)
-        return Expected(result=1, writes={key: replace(job, **changes)}, waits_for={key})
+    def hold(self, job_id: int) -> Expected:
+        """SELECT … FOR UPDATE, of any job."""
+        return self._write(job_id, lambda job: job)
 
-    @staticmethod
-    def pause(queue: str, paused: bool) -> Expected:
+    def edit(self, job_id: int, changes: dict[str, Any]) -> Expected:
+        """A plain UPDATE, of a waiting job."""
+        return self._write(job_id, lambda job: replace(job, **changes), "todo")
+
+    def _write(self, job_id: int, change: Any, *statuses: str) -> Expected:
+        job, key = self.view().job(job_id), ("job", job_id)
+        if job is None or (statuses and job.status not in statuses):
+            return Expected(rows=[])
+        return Expected(rows=[(job_id,)], writes={key: change(job)}, waits_for={key})
+
+    def pause(self, queue: str, paused: bool) -> Expected:
         key = ("queue", queue)
         return Expected(writes={key: paused}, waits_for={key})
 

@@ -5,26 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import itertools
 import os
+import shutil
 import signal
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from postgres import free_port, identity
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from procrastinate_sql import (
     App,
+    AsyncJobStore,
     InvalidArgument,
     JobAborted,
     JobContext,
+    JobStore,
     Retry,
     SchemaVersionError,
     Worker,
 )
 from procrastinate_sql.job import Job
+from procrastinate_sql.worker.backoff import delays
 
 
 @pytest.fixture
@@ -64,6 +74,14 @@ async def until(condition: Callable[[], Any], timeout: float = 15) -> Any:
         assert time.monotonic() < deadline, "it did not come true"
         await asyncio.sleep(0.01)
     return value
+
+
+async def beats(conn: psycopg.Connection[Any], name: str | None = None) -> None:
+    """Wait until the worker of this database has sent a whole heartbeat from now on."""
+    query = "select sum(extract(epoch from last_heartbeat)) from procrastinate_workers"
+    for _ in range(2):
+        last = conn.execute(query).fetchone()
+        await until(lambda last=last: conn.execute(query).fetchone() != last)
 
 
 async def until_status(app: App, job_id: int, status: str) -> Job:
@@ -122,6 +140,43 @@ async def test_so_many_jobs_run_at_a_time(app: App):
     task.defer_many([{}] * 9)
     await drain(app, concurrency=3)
     assert most == 3
+
+
+async def test_so_many_threads_run_at_a_time(app: App):
+    together = threading.Barrier(3)
+    running: list[int] = []
+    most = 0
+
+    @app.task
+    def task() -> None:
+        nonlocal most
+        running.append(1)
+        together.wait(15)
+        most = max(most, len(running))
+        together.wait(15)
+        running.pop()
+
+    task.defer_many([{}] * 9)
+    await drain(app, concurrency=3)
+    assert most == 3
+
+
+async def test_a_job_that_cannot_start_soon_is_left_to_other_workers(app: App, conn: Any):
+    go_on = asyncio.Event()
+
+    @app.task
+    async def slow() -> None:
+        await go_on.wait()
+
+    slow.defer_many([{}] * 10)
+    count = "select count(*) from procrastinate_jobs where status = 'doing'"
+    async with working(app, concurrency=2, poll_interval=0.05):
+        await until(lambda: conn.execute(count).fetchone() == (2,))
+        other = JobStore(conn)
+        # While it looks, and sees them, again and again.
+        await beats(conn)
+        assert len(other.fetch_jobs(other.register_worker(), max_jobs=10)) == 8
+        go_on.set()
 
 
 async def test_each_run_has_a_context_of_its_own(app: App):
@@ -242,6 +297,41 @@ async def test_middleware_surrounds_each_run(app: App):
     assert read(app, bad_id).status == "failed"
 
 
+async def test_middleware_sees_what_a_task_raises_wherever_it_runs(app: App):
+    seen = []
+
+    @app.middleware
+    async def on_loop(context: JobContext) -> AsyncIterator[None]:
+        try:
+            yield
+        except LookupError as error:
+            seen.append((context.job.task_name, "on the loop", str(error)))
+            raise
+
+    @app.middleware
+    def beside(context: JobContext) -> Iterator[None]:
+        try:
+            yield
+        except LookupError as error:
+            seen.append((context.job.task_name, "beside the task", str(error)))
+            raise
+
+    @app.task(name="async")
+    async def one() -> None:
+        raise LookupError("gone")
+
+    @app.task(name="thread")
+    def other() -> None:
+        raise LookupError("gone")
+
+    for name in ("async", "thread"):
+        job_id = app.defer(name)
+        await drain(app)
+        assert (read(app, job_id).error or "").startswith("LookupError: gone")
+    places = ("beside the task", "on the loop")
+    assert seen == [(name, place, "gone") for name in ("async", "thread") for place in places]
+
+
 # --- Outcomes ----------------------------------------------------------------------
 
 
@@ -327,6 +417,17 @@ async def test_a_task_may_ask_for_another_run(app: App):
     assert (job.attempts, job.error) == (3, "busy")
 
 
+@pytest.mark.parametrize("delay", [-1, "soon", {"fortnights": 1}, 1e300], ids=str)
+async def test_another_run_after_no_such_delay_fails_the_job(app: App, delay: Any):
+    @app.task
+    async def task() -> None:
+        raise Retry(delay, error="a \0")
+
+    job_id = task.defer()
+    await drain(app)
+    assert read(app, job_id).status == "failed"
+
+
 async def test_a_task_that_nobody_knows_fails_its_job(app: App):
     job_id = app.defer("unheard_of")
     await drain(app)
@@ -348,6 +449,48 @@ async def test_one_poisonous_outcome_fails_its_job_alone(app: App):
     assert [job.status for job in jobs[: len(poison)]] == ["failed"] * len(poison)
     assert all("cannot be stored" in (job.error or "") for job in jobs[: len(poison)])
     assert [job.result for job in jobs[len(poison) :]] == list(range(len(poison), 100))
+
+
+async def test_an_encoder_that_fails_fails_its_job_alone(dsn: str):
+    def encode(value: Any) -> str:
+        if isinstance(value, list) and any(one.get("result") == 1 for one in value):
+            raise RuntimeError("no ones")
+        return encoder(value)
+
+    encoder = App().codec.dumps
+    app = App(dsn, dumps=encode)
+
+    @app.task
+    async def task(n: int) -> int:
+        return n
+
+    ids = task.defer_many([{"n": n} for n in range(3)])
+    await drain(app)
+    assert [read(app, job_id).status for job_id in ids] == ["succeeded", "failed", "succeeded"]
+    app.close()
+
+
+async def test_a_report_that_breaks_the_connection_is_sent_in_parts(app: App, conn: Any):
+    conn.execute("alter function procrastinate_finish_jobs rename to the_real_one")
+    conn.execute("""
+        create function procrastinate_finish_jobs(outcomes jsonb)
+        returns table (ordinal integer, job_id bigint, reason text) language plpgsql as $$
+        begin
+            if jsonb_array_length(outcomes) > 3 then
+                perform pg_terminate_backend(pg_backend_pid());
+            end if;
+            return query select * from the_real_one(outcomes);
+        end $$
+    """)
+
+    @app.task
+    async def task() -> None: ...
+
+    ids = task.defer_many([{}] * 50)
+    await drain(app, concurrency=50)
+    assert {(read(app, job_id).status, read(app, job_id).attempts) for job_id in ids} == {
+        ("succeeded", 1)
+    }
 
 
 @pytest.mark.parametrize("is_async", [True, False])
@@ -380,6 +523,44 @@ async def test_a_job_is_finished_in_the_transaction_of_its_task(
     assert (read(app, good).status, read(app, good).result) == ("succeeded", {"n": 1})
     assert read(app, bad).status == "failed"
     assert conn.execute("select n from effects").fetchall() == [(1,)]
+
+
+async def test_a_finish_that_the_task_did_not_commit_fails_its_run(app: App, dsn: str):
+    @app.task(pass_context=True)
+    def forgetful(context: JobContext) -> None:
+        connection = psycopg.connect(dsn)
+        context.finish(connection)
+        connection.close()
+
+    job_id = forgetful.defer()
+    async with working(app):
+        job = await until_status(app, job_id, "failed")
+    assert "not committed" in (job.error or "")
+
+
+@pytest.mark.parametrize("then", ["commit", "rollback"])
+@pytest.mark.parametrize("raises", [True, False])
+async def test_a_transaction_that_a_task_leaves_open_holds_up_nobody_else(
+    app: App, connect: Any, conn: Any, then: str, raises: bool
+):
+    connection = connect()
+
+    @app.task(pass_context=True)
+    def careless(context: JobContext) -> None:
+        context.finish(connection)
+        if raises:
+            raise ValueError
+
+    @app.task
+    async def other() -> None: ...
+
+    job_id = careless.defer()
+    async with working(app):
+        waits = "select 1 from pg_stat_activity where pg_blocking_pids(pid) = array[%s::int]"
+        await until(lambda: conn.execute(waits, [connection.info.backend_pid]).fetchone())
+        await until_status(app, other.defer(), "succeeded")
+        getattr(connection, then)()
+        await until_status(app, job_id, "succeeded" if then == "commit" else "failed")
 
 
 # --- Stopping runs -----------------------------------------------------------------
@@ -467,6 +648,24 @@ async def test_a_job_that_is_no_longer_held_is_stopped(app: App):
     assert read(app, job_id).status == "succeeded"
 
 
+async def test_a_sync_task_sees_that_its_job_is_no_longer_held(app: App):
+    stopped = threading.Event()
+
+    @app.task(pass_context=True)
+    def task(context: JobContext) -> None:
+        while not context.abort_requested():
+            time.sleep(0.01)
+        stopped.set()
+        raise JobAborted
+
+    job_id = task.defer()
+    async with working(app):
+        await until_status(app, job_id, "doing")
+        app.job_store.finish_job(job_id, 1, result="by somebody else")
+        await until(stopped.is_set)
+    assert read(app, job_id).result == "by somebody else"
+
+
 async def test_stopping_lets_jobs_finish_and_fetches_no_more(app: App):
     started, go_on = asyncio.Event(), asyncio.Event()
 
@@ -501,6 +700,69 @@ async def test_what_does_not_finish_is_handed_back(app: App, again: bool):
             worker.stop()
     job = read(app, job_id)
     assert (job.status, job.failures, job.lost, job.handed_back) == ("todo", 0, 0, 1)
+
+
+async def test_told_twice_it_does_not_wait_for_a_fetch(app: App, conn: Any):
+    @app.task
+    async def task() -> None: ...
+
+    async with working(app, concurrency=1) as worker:
+        with claims_blocked(conn) as (is_waiting, _):
+            job_id = task.defer()
+            await until(is_waiting)
+            worker.stop()
+            worker.stop()
+            waits = "select 1 from procrastinate_workers where gone_at is null"
+            await until(lambda: not conn.execute(waits).fetchone())
+            assert not is_waiting()
+    assert (read(app, job_id).status, read(app, job_id).failures) == ("todo", 0)
+
+
+@contextlib.contextmanager
+def claims_blocked(
+    conn: psycopg.Connection[Any],
+) -> Iterator[tuple[Callable[[], bool], Callable[[], Any]]]:
+    """Stop fetches that have claimed jobs. Yields whether one waits, and what lets it go on."""
+    conn.execute("""
+        create function wait_for_test() returns trigger language plpgsql as
+        $$ begin perform pg_advisory_xact_lock_shared(42); return null; end $$
+    """)
+    conn.execute("""
+        create trigger wait_for_test after update on procrastinate_jobs for each row
+        when (old.status = 'todo' and new.status = 'doing') execute function wait_for_test()
+    """)
+    waiting = """
+        select count(*) > 0 from pg_stat_activity
+        where datname = current_database() and wait_event = 'advisory'
+    """
+    conn.execute("select pg_advisory_lock(42)")
+    try:
+        yield (
+            lambda: conn.execute(waiting).fetchone() == (True,),
+            lambda: conn.execute("select pg_advisory_unlock_all()"),
+        )
+    finally:
+        conn.execute("select pg_advisory_unlock_all()")
+        conn.execute("drop trigger wait_for_test on procrastinate_jobs")
+        conn.execute("drop function wait_for_test")
+
+
+async def test_signals_mean_afterwards_what_they_meant_before(app: App):
+    def handler(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        await drain(app)
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+async def test_it_leaves_no_connection_behind(dsn: str, conn: Any):
+    app = App(make_conninfo(dsn, application_name="the worker"))
+    await drain(app)
+    count = "select count(*) from pg_stat_activity where application_name = 'the worker'"
+    await until(lambda: conn.execute(count).fetchone() == (0,))
 
 
 async def test_the_table_can_ask_a_worker_to_stop(app: App, conn: psycopg.Connection[Any]):
@@ -576,6 +838,249 @@ async def test_a_scheduled_job_starts_at_its_time(app: App):
         await until(lambda: started)
     assert job.scheduled_at is not None
     assert 0 <= started[0] - job.scheduled_at.timestamp() < 0.3
+
+
+async def test_it_polls_with_jitter(app: App, monkeypatch: pytest.MonkeyPatch):
+    looks: list[float] = []
+    fetch_jobs = AsyncJobStore.fetch_jobs
+
+    def noted(*args: Any, **options: Any) -> Any:
+        looks.append(time.monotonic())
+        return fetch_jobs(*args, **options)
+
+    monkeypatch.setattr(AsyncJobStore, "fetch_jobs", noted)
+    async with working(app, poll_interval=0.1, listen=False):
+        await until(lambda: len(looks) > 10)
+    pauses = [after - before for before, after in itertools.pairwise(looks[1:])]
+    assert min(pauses) > 0.07
+    assert max(pauses) - min(pauses) > 0.005
+
+
+async def test_it_does_not_spin_for_a_due_job_that_somebody_holds(
+    app: App, connect: Any, monkeypatch: pytest.MonkeyPatch
+):
+    looks: list[float] = []
+    fetch_jobs = AsyncJobStore.fetch_jobs
+
+    def noted(*args: Any, **options: Any) -> Any:
+        looks.append(time.monotonic())
+        return fetch_jobs(*args, **options)
+
+    monkeypatch.setattr(AsyncJobStore, "fetch_jobs", noted)
+
+    @app.task
+    async def task() -> None: ...
+
+    job_id = task.configure(schedule_in=0.01).defer()
+    holder = connect()
+    holder.execute("select from procrastinate_jobs where id = %s for update", [job_id])
+    async with working(app, poll_interval=3600):
+        await until(lambda: len(looks) > 10)
+        assert looks[10] - looks[5] > 0.2
+        holder.rollback()
+        await until_status(app, job_id, "succeeded")
+
+
+# --- The server and what is in between ---------------------------------------------
+
+
+def test_it_waits_a_second_at_most_before_it_tries_again():
+    first = list(itertools.islice(delays(), 50))
+    assert first[0] <= 0.05
+    assert 0.5 <= max(first) <= 1
+
+
+class Cable:
+    """Something in between that can be cut: the server does not notice, its client does."""
+
+    def __init__(self, dsn: str) -> None:
+        place = conninfo_to_dict(dsn)
+        host = str(place["host"])
+        self._server = ("127.0.0.1" if host.startswith("/") else host, int(place["port"] or 5432))
+        self._clients: list[asyncio.StreamWriter] = []
+        self._servers: list[asyncio.StreamWriter] = []
+        self._dsn = dsn
+
+    async def __aenter__(self) -> Cable:
+        self._listener = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        port = self._listener.sockets[0].getsockname()[1]
+        self.dsn = make_conninfo(self._dsn, host="127.0.0.1", port=port, sslmode="disable")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.close()
+        self.cut()
+        for writer in self._servers:
+            writer.close()
+
+    def cut(self) -> None:
+        for writer in self._clients:
+            writer.transport.abort()
+        self._clients.clear()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_server, to_server = await asyncio.open_connection(*self._server)
+        self._clients.append(writer)
+        self._servers.append(to_server)
+
+        async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(65536):
+                    sink.write(data)
+
+        await asyncio.gather(pass_on(reader, to_server), pass_on(from_server, writer))
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["late", "at once"])
+async def test_what_a_fetch_claimed_whose_answer_was_lost_is_run(
+    dsn: str, app: App, conn: Any, late: bool, monkeypatch: pytest.MonkeyPatch
+):
+    checks: list[list[int]] = []
+    release_unknown_jobs = AsyncJobStore.release_unknown_jobs
+
+    def noted(store: AsyncJobStore, worker_id: int, known: list[int]) -> Any:
+        checks.append(known)
+        return release_unknown_jobs(store, worker_id, known)
+
+    monkeypatch.setattr(AsyncJobStore, "release_unknown_jobs", noted)
+    runs = []
+    go_on = asyncio.Event()
+
+    async with Cable(dsn) as cable:
+        remote = App(cable.dsn)
+
+        @remote.task(pass_context=True)
+        async def task(context: JobContext, wait: bool = False) -> None:
+            runs.append(context.job.id)
+            if wait:
+                await go_on.wait()
+
+        async with working(remote, poll_interval=3600):
+            known = app.defer("task", wait=True)
+            await until(lambda: runs == [known])
+            with claims_blocked(conn) as (is_waiting, let_go):
+                lost = app.defer("task")
+                await until(is_waiting)
+                cable.cut()
+                if late:
+                    await until(lambda: checks)
+                let_go()
+                job = await until_status(app, lost, "succeeded")
+            go_on.set()
+            assert (await until_status(app, known, "succeeded")).attempts == 1
+    assert runs == [known, lost]
+    assert (job.attempts, job.handed_back, job.failures, job.lost) == (2, 1, 0, 0)
+    assert all(known in check for check in checks)
+
+
+async def test_it_fetches_whatever_the_isolation_level_of_the_database(app: App, conn: Any):
+    name = conn.info.dbname
+    conn.execute(f"alter database {name} set default_transaction_isolation = 'serializable'")
+
+    @app.task
+    async def task() -> None: ...
+
+    job_id = task.defer()
+    await drain(app)
+    assert read(app, job_id).status == "succeeded"
+
+
+async def test_it_leaves_a_server_that_became_read_only(app: App, conn: Any):
+    @app.task
+    async def task() -> None: ...
+
+    drop = """
+        select pg_terminate_backend(pid) from pg_stat_activity
+        where datname = current_database() and pid <> pg_backend_pid()
+    """
+    read_only = f"alter database {conn.info.dbname} set default_transaction_read_only"
+    conn.execute("set default_transaction_read_only = off")
+    store = JobStore(conn)
+    count = "select count(*) from pg_stat_activity where query like '%procrastinate_heartbeat%'"
+    async with working(app, poll_interval=0.1):
+        await beats(conn)
+        # As after a failover: who connects now gets a session that cannot write, for good.
+        conn.execute(f"{read_only} = on")
+        conn.execute(drop)
+        await until(lambda: conn.execute(count).fetchone() != (0,))
+        conn.execute(f"{read_only} = off")
+        job_id = store.defer_job("task")
+        await until_status(app, job_id, "succeeded")
+
+
+@pytest.fixture
+def pooler(dsn: str) -> Iterator[str]:
+    """The address of this test's database behind PgBouncer, two sessions in transaction mode."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.skip("there is no pgbouncer")
+    place, port = conninfo_to_dict(dsn), free_port()
+    address = f"host=127.0.0.1 port={port} user={place['user']} dbname={place['dbname']}"
+    with tempfile.TemporaryDirectory() as folder:
+        configuration = Path(folder) / "pgbouncer.ini"
+        configuration.write_text(f"""
+            [databases]
+            * = host={place["host"]} port={place["port"]} user={place["user"]}
+            [pgbouncer]
+            listen_addr = 127.0.0.1
+            listen_port = {port}
+            unix_socket_dir =
+            auth_type = any
+            pool_mode = transaction
+            default_pool_size = 2
+        """)
+        Path(folder).chmod(0o755)
+        command = [program, "--quiet", str(configuration)]
+        with subprocess.Popen(command, cwd="/", **identity()) as process:  # type: ignore[call-overload]
+            try:
+                deadline = time.monotonic() + 15
+                while not accepts(address):
+                    assert process.poll() is None
+                    assert time.monotonic() < deadline
+                yield address
+            finally:
+                process.kill()
+
+
+def accepts(address: str) -> bool:
+    with contextlib.suppress(psycopg.OperationalError), psycopg.connect(address):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("listen", [True, False])
+async def test_behind_a_pooler(
+    pooler: str, dsn: str, caplog: pytest.LogCaptureFixture, listen: bool
+):
+    """Statements prepared in one session of it would be missing, or double, in the other."""
+    app = App(pooler)
+
+    @app.task(pass_context=True)
+    async def on_loop(context: JobContext, n: int) -> int:
+        await context.app.defer_async("in_thread", n=n)
+        return n
+
+    @app.task(pass_context=True)
+    def in_thread(context: JobContext, n: int) -> int:
+        return n
+
+    direct = dsn if listen else None
+    async with working(app, concurrency=4, poll_interval=0.2, listen_dsn=direct):
+        ids = [await on_loop.defer_async(n=n) for n in range(50)]
+        await until_status(app, ids[-1], "succeeded")
+        later = [app.defer("in_thread", n=n) for n in range(20)]
+        await until_status(app, later[-1], "succeeded")
+        await until(lambda: {read(app, job_id).status for job_id in later} == {"succeeded"})
+    assert [read(app, job_id).result for job_id in ids] == list(range(50))
+    assert "trying again" not in caplog.text
+    app.close()
+    await app.close_async()
+
+
+async def test_behind_a_pooler_it_does_not_listen(pooler: str, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    async with working(App(pooler)):
+        await until(lambda: "polling only" in caplog.text)
 
 
 # --- Processes ---------------------------------------------------------------------

@@ -1,0 +1,121 @@
+-- Remove the queue, its jobs included, from the current schema: psql -f sql/uninstall.sql
+--
+-- Drops what install.sql made and nothing else, in one transaction. If something of yours depends
+-- on it (a view of the jobs, say), nothing is dropped, and PostgreSQL says what depends.
+
+\set ON_ERROR_STOP on
+begin;
+
+do $$
+declare
+    target constant text := current_schema();
+    installed integer;
+begin
+    if to_regprocedure(format('%I.procrastinate_schema_version()', target)) is null then
+        raise exception 'procrastinate-sql is not installed in schema %', coalesce(target, '(none)')
+            using errcode = 'PC003', hint = 'Put the schema that it is in first in search_path.';
+    end if;
+
+    execute format('select %I.procrastinate_schema_version()', target) into installed;
+    if installed <> 1 then
+        raise exception 'schema % holds version % of procrastinate-sql, not 1', target, installed
+            using errcode = 'PC003', hint = 'Upgrade it first, or use the uninstall.sql of its version.';
+    end if;
+    perform set_config('search_path', format('%I, pg_temp', target), true);
+end;
+$$;
+
+drop function
+    procrastinate_cancel_job,
+    procrastinate_declare_task,
+    procrastinate_defer_job,
+    procrastinate_defer_jobs,
+    procrastinate_fail_job,
+    procrastinate_fetch_job,
+    procrastinate_fetch_jobs,
+    procrastinate_finish_job,
+    procrastinate_finish_jobs,
+    procrastinate_get_job,
+    procrastinate_heartbeat,
+    procrastinate_listen_channels,
+    procrastinate_next_due,
+    procrastinate_pause_queue,
+    procrastinate_purge_jobs,
+    procrastinate_register_worker,
+    procrastinate_release_jobs,
+    procrastinate_release_unknown_jobs,
+    procrastinate_repair,
+    procrastinate_rerun_job,
+    procrastinate_rescue_jobs,
+    procrastinate_resume_queue,
+    procrastinate_retry_job,
+    procrastinate_schema_version,
+    procrastinate_unregister_worker,
+    _procrastinate_become_settler,
+    _procrastinate_carry_over_aborts,
+    _procrastinate_channel,
+    _procrastinate_check_batch,
+    _procrastinate_check_fetch,
+    _procrastinate_check_interval,
+    _procrastinate_check_job,
+    _procrastinate_check_name,
+    _procrastinate_check_policy,
+    _procrastinate_check_read_committed,
+    _procrastinate_claim,
+    _procrastinate_decide,
+    _procrastinate_defer_once,
+    _procrastinate_end_run,
+    _procrastinate_end_runs,
+    _procrastinate_head,
+    _procrastinate_is_integer,
+    _procrastinate_notify_queue,
+    _procrastinate_notify_waiting,
+    _procrastinate_pick,
+    _procrastinate_pick_from_all,
+    _procrastinate_pick_from_one,
+    _procrastinate_pick_from_some,
+    _procrastinate_promote_due,
+    _procrastinate_purge_at,
+    _procrastinate_purge_due,
+    _procrastinate_read_interval,
+    _procrastinate_read_jobs,
+    _procrastinate_read_outcomes,
+    _procrastinate_read_time,
+    _procrastinate_ready_heads,
+    _procrastinate_refuse,
+    _procrastinate_refuse_job,
+    _procrastinate_refuse_worker,
+    _procrastinate_renew_lease,
+    _procrastinate_repair_sequences,
+    _procrastinate_request_abort,
+    _procrastinate_retry_delay,
+    _procrastinate_settle_locks,
+    _procrastinate_silent_workers,
+    _procrastinate_take_back_jobs,
+    _procrastinate_unready_overtaken,
+    _procrastinate_wake_ready,
+    _procrastinate_without_paused;
+
+drop table
+    procrastinate_abort_requests,
+    procrastinate_jobs,
+    procrastinate_lock_events,
+    procrastinate_queues,
+    procrastinate_tasks,
+    procrastinate_workers;
+
+-- Those of the triggers, which went with the tables.
+drop function
+    _procrastinate_job_inserted,
+    _procrastinate_job_leaves_lock,
+    _procrastinate_job_waits,
+    _procrastinate_jobs_inserted,
+    _procrastinate_refuse_edit;
+
+drop type
+    procrastinate_fetched_job,
+    procrastinate_job_status,
+    procrastinate_new_job,
+    procrastinate_outcome;
+
+commit;
