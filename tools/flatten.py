@@ -5,6 +5,7 @@ decides: sent as one simple query it is atomic by itself, and in a transaction i
 
     python tools/flatten.py sql/install.sql > install.sql
     python tools/flatten.py --package FOLDER        # everything that the Python package carries
+    python tools/flatten.py --initial > migrations/0001_initial.sql
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # They only change how psql talks or reacts to errors; others would change what the SQL means.
 IGNORED = ("\\set ON_ERROR_STOP", "\\set QUIET", "\\echo", "\\pset", "\\unset")
 
+INITIAL_HEADER = """\
+-- Schema version 1: what its sql/install.sql installs, in one file.
+-- Made by tools/flatten.py --initial until that version is released, and frozen from then on.
+
+"""
+
 
 def flatten(path: Path) -> str:
     """Return the SQL of a psql script and of all that it includes.
@@ -27,10 +34,19 @@ def flatten(path: Path) -> str:
     Raises:
         ValueError: The script uses a command of psql that plain SQL cannot express.
     """
-    return "".join(_lines(path, outermost=True)).lstrip("\n")
+    return _text(_lines(path, outermost=True))
 
 
-def _lines(path: Path, *, outermost: bool = False) -> Iterator[str]:
+def initial() -> str:
+    """Return the first migration: the installation, less the comments of its table of contents."""
+    return INITIAL_HEADER + _text(_lines(ROOT / "sql/install.sql", outermost=True, comments=False))
+
+
+def _text(lines: Iterator[str]) -> str:
+    return "".join(lines).strip("\n") + "\n"
+
+
+def _lines(path: Path, *, outermost: bool = False, comments: bool = True) -> Iterator[str]:
     for line in path.read_text().splitlines(keepends=True):
         command = line.strip()
         if line.startswith("\\ir "):
@@ -39,7 +55,9 @@ def _lines(path: Path, *, outermost: bool = False) -> Iterator[str]:
         elif line.startswith("\\"):
             if not command.startswith(IGNORED):
                 raise ValueError(f"{path}: {command} has no counterpart outside psql")
-        elif not (outermost and line.lower().startswith(("begin;", "commit;"))):
+        elif outermost and line.lower().startswith(("begin;", "commit;")):
+            continue
+        elif comments or not (command == "" or command.startswith("--")):
             yield line
 
 
@@ -57,9 +75,13 @@ def write_package(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Flatten psql scripts into plain SQL.")
     parser.add_argument("--package", action="store_true", help="PATH is the package's sql folder")
-    parser.add_argument("path", type=Path)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--initial", action="store_true", help="the first migration")
+    what.add_argument("path", type=Path, nargs="?")
     options = parser.parse_args()
-    if options.package:
+    if options.initial:
+        sys.stdout.write(initial())
+    elif options.package:
         write_package(options.path)
     else:
         sys.stdout.write(flatten(options.path))

@@ -3,6 +3,9 @@
 The server is a throwaway cluster of version $PROCRASTINATE_PG (14 to 18), or one that is running
 (`pytest --postgresql-host=… --postgresql-port=…`). Tests never sleep until something is true: they
 wait for it with `wait_until`.
+
+$PROCRASTINATE_OVERLAY names an SQL file to apply on top of the schema: another algorithm, to see
+which tests notice.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from postgres import Server, cluster, default_version, installation  # noqa: E402  # tools/ is no package
 
 INSTALL = ROOT / "sql" / "install.sql"
+OVERLAY = os.environ.get("PROCRASTINATE_OVERLAY")
 T = TypeVar("T")
 
 
@@ -54,6 +58,8 @@ def install_schema(**address: Any) -> None:
     }
     psql = str(installation(default_version()).client / "psql")
     command = [psql, "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", str(INSTALL)]
+    if OVERLAY:
+        command += ["-f", OVERLAY]
     subprocess.run(command, env={**os.environ, **variables}, check=True)
 
 

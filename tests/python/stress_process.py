@@ -37,6 +37,9 @@ QUEUES = ("mail", "bulk")
 CONFLICTS = ("raise", "skip", "replace")
 APPLICATION = "stress"
 
+# What was committed before a fetch: the audit judges the claim by it.
+NOTE_SNAPSHOT = "select set_config('stress.snapshot', pg_current_snapshot()::text, false)"
+
 Run = tuple[int, int, str | None]
 """A job that this process runs, its attempt and its lock."""
 
@@ -237,10 +240,7 @@ class Worker(Process):
         if len(self.running) > 10:
             return
         self.register()
-        # What was committed before: the audit judges the claim by it.
-        self.conn.execute(
-            "select set_config('stress.snapshot', pg_current_snapshot()::text, false)"
-        )
+        self.conn.execute(NOTE_SNAPSHOT)
         queues = self.random.choice((None, None, ["mail"], ["mail", "bulk"]))
         self.running += self.conn.execute(
             "select job.id, job.attempt, job.lock from procrastinate_fetch_jobs(%s, %s, %s) as job",

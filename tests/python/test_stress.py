@@ -5,7 +5,7 @@ for a claim with two snapshots: one from before the fetch and one from after its
 true in both was true when the claim decided, so that order and exclusion are audited by what was
 committed, not by the queue's own checks.
 
-    PROCRASTINATE_STRESS_SECONDS=60 pytest tests/python/test_stress.py
+    make stress
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from audit import RUNNABLE, claim_all_runnable, drain
+from audit import claim_all, drain
+from concurrency import Worker, begin, defer
+from stress_process import NOTE_SNAPSHOT
 
 SECONDS = float(os.environ.get("PROCRASTINATE_STRESS_SECONDS", "10"))
 ROLES = ["worker"] * 6 + ["person", "killer"]
@@ -158,19 +160,23 @@ def audit_runs(history: Iterable[Event]) -> list[str]:
 def audit_exclusion(history: Iterable[Event]) -> list[str]:
     """When a job was claimed, the run before it in its lock had ended and was committed."""
     wrong = []
-    claimed: dict[str, Event] = {}
-    ended: dict[int, Event] = {}
+    of_lock: dict[str, Event] = {}
+    of_job: dict[int, Event] = {}
+    ends: dict[Event, Event] = {}
     for event in history:
+        # A job may run again, in another lock or none: an end belongs to its last claim.
         if event.is_end_of_run:
-            ended[event.job_id] = event
-        if not event.is_claim or event.lock is None:
+            ends[of_job[event.job_id]] = event
+        if not event.is_claim:
             continue
-        last = claimed.get(event.lock)
-        claimed[event.lock] = event
+        of_job[event.job_id] = event
+        last = of_lock.get(event.lock) if event.lock else None
+        if event.lock:
+            of_lock[event.lock] = event
         if last is None:
             continue
-        end = ended.get(last.job_id)
-        if end is None or end.seq < last.seq:
+        end = ends.get(last)
+        if end is None:
             wrong.append(f"claimed while {last} ran: {event}")
         elif event.after is not None and not event.after.sees(end):
             wrong.append(f"claimed before {end} was committed: {event}")
@@ -256,31 +262,29 @@ def test_nothing_breaks_under_eight_processes(
     conn.execute(SETUP)
     reports = run_processes(dsn, SECONDS / len(LOCKS), locks)
 
-    unexpected = [line for report in reports for line in report["unexpected"]]
     done = sum((Counter(report["done"]) for report in reports), Counter())
     errors = sum((Counter(report["errors"]) for report in reports), Counter())
-    left = len(conn.execute(RUNNABLE).fetchall())
-    print(f"{locks} locks: done {dict(done)}, errors {dict(errors)}, left runnable {left}")
-    assert not unexpected, f"{len(unexpected)} errors: {unexpected[:5]}"
 
-    # Once before anything else is finished, since that would mend a lock that was left behind.
-    claim_all_runnable(conn)
-    drain(conn)
+    # First before anything is finished, since that could mend a lock that was left behind.
+    stranded = claim_all(conn) or drain(conn)
     history = read_history(conn)
-    ahead, judged = audit_order(history)
-    print(f"{len(history)} changes, order of {judged} claims judged")
-    for wrong in (
-        audit_runs(history),
-        audit_exclusion(history),
-        ahead,
-        audit_reports(reports, history),
-    ):
-        assert not wrong, f"{len(wrong)}: {wrong[:5]}"
+    overtaken, judged = audit_order(history)
+    found = {
+        "undocumented errors": [line for report in reports for line in report["unexpected"]],
+        "stranded": stranded,
+        "attempts": audit_runs(history),
+        "beside another": audit_exclusion(history),
+        "overtaken": overtaken,
+        "not as reported": audit_reports(reports, history),
+    }
+    print(f"\n{locks} locks, {len(history)} changes, order of {judged} claims judged:")
+    print("  found", {what: len(wrong) for what, wrong in found.items()})
+    print("  calls", dict(done), "errors", dict(errors))
+    wrong = {what: (len(each), each[:5]) for what, each in found.items() if each}
+    assert not wrong, wrong
 
-    ((unfinished,),) = conn.execute(
-        "select count(*) from procrastinate_jobs where finished_at is null"
-    ).fetchall()
-    assert not unfinished
+    unfinished = "select count(*) from procrastinate_jobs where finished_at is null"
+    assert conn.execute(unfinished).fetchall() == [(0,)]
     survivors = {job_id for (job_id,) in conn.execute("select id from procrastinate_jobs")}
     last = {event.job_id: event.status for event in history}
     assert survivors == {job_id for job_id, status in last.items() if status is not None}
@@ -289,3 +293,56 @@ def test_nothing_breaks_under_eight_processes(
     assert judged > 20
     for call in ("finish_in_transaction", "retry", "release", "hold", "edit", "kill", "heartbeat"):
         assert done[call], f"no {call} succeeded"
+
+
+def test_each_audit_can_fail(conn: psycopg.Connection[Any]) -> None:
+    """What no call of the queue does, done by hand with its guards taken away, is found."""
+    conn.execute(SETUP)
+    conn.execute(
+        "drop index procrastinate_jobs_lock_holder_idx;"
+        "alter table procrastinate_jobs disable trigger procrastinate_a_refuse_edit"
+    )
+    first, second, stranded = defer(conn, "a"), defer(conn, "a"), defer(conn, "b")
+    conn.execute(NOTE_SNAPSHOT)
+    for job_id in (second, first):
+        conn.execute(
+            "update procrastinate_jobs set status = 'doing', ready_seq = null, worker_id = 1,"
+            " started_at = now() where id = %s",
+            (job_id,),
+        )
+    conn.execute(
+        "update procrastinate_jobs set status = 'succeeded', attempts = 2, finished_at = now()"
+        " where id = %s",
+        (first,),
+    )
+    conn.execute("update procrastinate_jobs set ready_seq = null where id = %s", (stranded,))
+    conn.execute("delete from procrastinate_lock_events")
+
+    history = read_history(conn)
+    ((overtaken,), judged) = audit_order(history)
+    assert f"job_id={second}, " in overtaken.split(" went ahead of ")[0]
+    assert judged == 2
+    assert len(audit_exclusion(history)) == 1
+    assert len(audit_runs(history)) == 1
+    reports = [{"deferred": [first, 999], "finished": [(first, 2), (second, 1)]}]
+    assert len(audit_reports(reports, history)) == 2
+    assert [job_id for job_id, *_ in claim_all(conn, patience=0)] == [stranded]
+
+
+def test_the_run_that_left_its_lock_counts_for_it_no_more(
+    conn: psycopg.Connection[Any], connect: Callable[..., psycopg.Connection[Any]]
+) -> None:
+    """A job that ran with the lock, was moved out of it and runs again is no run of the lock."""
+    conn.execute(SETUP)
+    worker, caller = Worker(connect(autocommit=True)), connect(autocommit=True)
+    moved = defer(conn, "a")
+    assert worker.fetch() == [moved]
+    worker.end("retry", moved)
+    conn.execute("update procrastinate_jobs set lock = null where id = %s", (moved,))
+    assert worker.fetch() == [moved]
+    begin(caller)
+    worker.finish(moved, attempt=2, conn=caller)
+    following = defer(conn, "a")
+    assert worker.fetch() == [following]
+    caller.execute("commit")
+    assert audit_exclusion(read_history(conn)) == []

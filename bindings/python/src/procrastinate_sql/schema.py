@@ -9,7 +9,7 @@ import psycopg
 
 from procrastinate_sql import calls
 from procrastinate_sql.connections import SCHEMA_VERSION
-from procrastinate_sql.errors import translated
+from procrastinate_sql.errors import SchemaVersionError, translated
 
 
 def install(connection: psycopg.Connection[Any], schema: str | None = None) -> None:
@@ -37,13 +37,24 @@ def upgrade(connection: psycopg.Connection[Any], schema: str | None = None) -> l
 
     Returns:
         The names of the migrations applied.
+
+    Raises:
+        SchemaVersionError: The version in the database is newer than this package; nothing was
+            changed.
     """
     applied = []
     for name in migrations():
         with translated(), connection.transaction():
             _enter(connection, schema)
             connection.execute(calls.LOCK_UPGRADES)
-            if (installed_version(connection) or 0) < _number(name):
+            installed = installed_version(connection) or 0
+            if installed > SCHEMA_VERSION:
+                raise SchemaVersionError(
+                    f"the schema has version {installed}, and this package knows {SCHEMA_VERSION}",
+                    "Nothing was changed. Upgrade the package: pip install --upgrade "
+                    "procrastinate-sql.",
+                )
+            if installed < _number(name):
                 connection.execute(calls.PIN_SCHEMA)
                 connection.execute(read(f"migrations/{name}").encode())
                 applied.append(name)

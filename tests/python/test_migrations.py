@@ -1,0 +1,258 @@
+"""From any version to the newest, by plain psql or by the binding: numbered, frozen, repeatable."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from concurrency import Worker, defer, value
+from databases import INSTALL, ROOT, UPGRADE, Database, owned_database, succeed
+from flatten import initial
+
+from procrastinate_sql import calls, schema
+from procrastinate_sql.connections import SCHEMA_VERSION
+
+MIGRATIONS = ROOT / "migrations"
+NUMBERED = sorted(MIGRATIONS.glob("[0-9]*.sql"))
+NEXT = SCHEMA_VERSION + 1
+
+# The migration after the newest, of a release that is made up here.
+NEXT_MIGRATION = f"""
+create or replace function procrastinate_schema_version()
+returns integer
+language sql
+immutable
+set search_path from current
+as $$
+    select {NEXT}
+$$;
+
+alter table procrastinate_jobs add column note text;
+
+create table procrastinate_notes (note text);
+"""
+
+Upgrade = Callable[[Database], "Outcome"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an upgrade: the names of the migrations applied, or an error."""
+
+    applied: list[str]
+    error: str = ""
+
+
+def upgrade_with_psql(database: Database, script: Path = UPGRADE) -> Outcome:
+    """Upgrade with psql and no other flag than one that shows SQLSTATEs."""
+    output = database.psql("-v", "VERBOSITY=verbose", "-f", script)
+    applied = [
+        line.removeprefix("applied ") + ".sql"
+        for line in output.stdout.splitlines()
+        if line.startswith("applied ")
+    ]
+    assert bool(output.returncode) == bool(output.stderr), output
+    return Outcome(applied, output.stderr)
+
+
+def upgrade_with_binding(database: Database) -> Outcome:
+    """Upgrade with the binding, which has the migrations in its package."""
+    with closing(database.connect()) as connection:
+        try:
+            return Outcome(schema.upgrade(connection))
+        except Exception as error:
+            sqlstate = getattr(error.__cause__ or error, "sqlstate", None)
+            return Outcome([], f"{type(error).__name__} {sqlstate} {error}")
+
+
+UPGRADES: dict[str, Upgrade] = {"psql": upgrade_with_psql, "binding": upgrade_with_binding}
+
+
+@pytest.fixture
+def database(dsn: str) -> Iterator[Database]:
+    """An empty database, and the ordinary role that owns it."""
+    with owned_database(dsn) as made:
+        yield made
+
+
+@pytest.fixture(params=UPGRADES)
+def upgrade(request: pytest.FixtureRequest) -> Upgrade:
+    """Upgrade a database to the newest version, in one way or the other."""
+    return UPGRADES[request.param]
+
+
+@pytest.fixture(params=UPGRADES)
+def upgrade_to_next(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Upgrade:
+    """Upgrade a database to a version after the newest, made as migrations/README.md says."""
+    migrations = shutil.copytree(MIGRATIONS, tmp_path / "migrations")
+    (migrations / f"{NEXT:04}_add_note.sql").write_text(NEXT_MIGRATION)
+    if request.param == "binding":
+        # In a package there are only those with a number.
+        package = tmp_path / "package" / "sql" / "migrations"
+        shutil.copytree(migrations, package, ignore=lambda _, names: set(names) - numbered(names))
+        monkeypatch.setattr(schema, "files", lambda _: tmp_path / "package")
+        monkeypatch.setattr(schema, "SCHEMA_VERSION", NEXT)
+        return upgrade_with_binding
+
+    begin = migrations / "begin_migration.sql"
+    replace(begin, f"newest constant integer := {SCHEMA_VERSION};", f"newest integer := {NEXT};")
+    with begin.open("a") as script:
+        condition = f"current_setting('procrastinate.installed')::integer < {NEXT}"
+        script.write(f"\nselect {condition} as need_{NEXT} \\gset\n")
+    step = [
+        "begin;",
+        "\\ir begin_migration.sql",
+        f"\\if :need_{NEXT}",
+        f"\\ir {NEXT:04}_add_note.sql",
+        f"\\echo applied {NEXT:04}_add_note",
+        "\\endif",
+        "commit;",
+    ]
+    last = "\nselect procrastinate_schema_version() as version"
+    replace(migrations / "upgrade.sql", last, "\n".join(["", *step, last]))
+    return lambda database: upgrade_with_psql(database, migrations / "upgrade.sql")
+
+
+def numbered(names: list[str]) -> set[str]:
+    return {name for name in names if name[0].isdigit()}
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+def migrate(database: Database, version: int) -> None:
+    """Bring an empty database to a version, each of its migrations in one transaction."""
+    for migration in NUMBERED[:version]:
+        with closing(database.connect()) as connection, connection.transaction():
+            connection.execute(calls.PIN_SCHEMA)
+            connection.execute(migration.read_bytes())
+
+
+def installed_dump(dsn: str) -> str:
+    """Return the dump of what sql/install.sql makes."""
+    with owned_database(dsn) as database:
+        succeed(database.psql("-f", INSTALL))
+        return database.dump()
+
+
+# --- The files ---------------------------------------------------------------------
+
+
+def test_migrations_are_numbered_from_one_to_the_version_of_the_schema():
+    """There is no gap, and none is missing."""
+    assert [int(file.name[:4]) for file in NUMBERED] == list(range(1, SCHEMA_VERSION + 1))
+
+
+def test_frozen_migrations_never_change():
+    """Each is what its checksum says."""
+    lines = (MIGRATIONS / "checksums.sha256").read_text().splitlines()
+    frozen = {file: checksum for checksum, file in (line.split("  ") for line in lines)}
+    assert set(frozen) <= {file.name for file in NUMBERED}
+    assert frozen == {
+        name: hashlib.sha256((MIGRATIONS / name).read_bytes()).hexdigest() for name in frozen
+    }
+
+
+@pytest.mark.skipif(SCHEMA_VERSION > 1, reason="it is frozen")
+def test_the_first_migration_is_the_installation_of_version_1():
+    """If it is not: python tools/flatten.py --initial > migrations/0001_initial.sql."""
+    # Not compared by `==` alone: nobody wants to read 3,000 lines.
+    is_the_installation = (MIGRATIONS / "0001_initial.sql").read_text() == initial()
+    assert is_the_installation, "see migrations/README.md"
+
+
+# --- Upgrading ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", range(SCHEMA_VERSION + 1))
+def test_upgrading_from_any_version_gives_what_installing_gives(
+    dsn: str, database: Database, upgrade: Upgrade, version: int
+):
+    """The same dump, comments and privileges included; version 0 is an empty schema."""
+    migrate(database, version)
+    assert upgrade(database) == Outcome([file.name for file in NUMBERED[version:]])
+    dump = database.dump()
+    assert "COMMENT ON FUNCTION public.procrastinate_defer_job(" in dump
+    assert "REVOKE ALL ON FUNCTION public.procrastinate_defer_job(" in dump
+    assert dump == installed_dump(dsn)
+
+
+def test_upgrading_the_newest_version_changes_nothing(database: Database, upgrade: Upgrade):
+    """Neither the schema nor the jobs in it."""
+    succeed(database.psql("-f", INSTALL))
+    database.execute("select procrastinate_defer_job('task', lock => 'lock')")
+    before = database.dump()
+    assert upgrade(database) == Outcome([])
+    assert database.dump() == before
+
+
+def test_a_newer_version_is_refused(database: Database, upgrade: Upgrade):
+    """Old migrations never touch it: PC003."""
+    succeed(database.psql("-f", INSTALL))
+    database.execute(NEXT_MIGRATION)
+    before = database.dump()
+    error = upgrade(database).error
+    assert "PC003" in error or "SchemaVersionError" in error
+    assert f"version {NEXT}" in error
+    assert database.dump() == before
+
+
+def test_the_jobs_outlive_an_upgrade(database: Database, upgrade_to_next: Upgrade):
+    """They wait and run on in the next version."""
+    succeed(database.psql("-f", INSTALL))
+    with closing(database.connect()) as conn:
+        worker = Worker(conn)
+        running, waiting = defer(conn, "lock"), defer(conn, "lock")
+        assert worker.fetch() == [running]
+        assert upgrade_to_next(database) == Outcome([f"{NEXT:04}_add_note.sql"])
+        assert value(conn, "select procrastinate_schema_version()") == NEXT
+        worker.finish(running)
+        assert worker.fetch() == [waiting]
+
+
+@pytest.mark.parametrize(
+    ("table", "version"),
+    [("procrastinate_queues", 0), ("procrastinate_notes", SCHEMA_VERSION)],
+    ids=["first", "next"],
+)
+def test_a_killed_migration_leaves_the_version_before_and_can_be_run_again(
+    dsn: str,
+    database: Database,
+    upgrade_to_next: Upgrade,
+    wait_until: Callable[..., Any],
+    table: str,
+    version: int,
+):
+    """Its backend is terminated half-way, where it waits to create a table that another creates."""
+    waits = "select pid from pg_stat_activity where wait_event_type = 'Lock' and usename = user"
+    with (
+        closing(database.connect()) as other,
+        closing(database.connect()) as observer,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        other.execute("begin")
+        other.execute(f"create table {table} ()".encode())
+        killed = thread.submit(upgrade_to_next, database)
+        pid = wait_until(lambda: value(observer, waits))
+        observer.execute("select pg_terminate_backend(%s, 5000)", (pid,))
+        assert "57P01" in killed.result().error
+        other.execute("rollback")
+
+    with owned_database(dsn) as before:
+        migrate(before, version)
+        assert database.dump() == before.dump()
+    missing = [*(file.name for file in NUMBERED), f"{NEXT:04}_add_note.sql"][version:]
+    assert upgrade_to_next(database) == Outcome(missing)
+    assert database.execute("select procrastinate_schema_version()") == [(NEXT,)]
