@@ -95,21 +95,28 @@ $$;
 comment on function _procrastinate_check_policy is
 'Raise 22023 for the first part of a policy that is wrong.';
 
-create function _procrastinate_retry_delay(task procrastinate_tasks, failures integer)
+create function _procrastinate_retry_delay(task_name text, failures integer)
 returns interval
 language plpgsql
 set search_path from current
 as $$
 declare
-    factor double precision := case task.backoff
+    task procrastinate_tasks;
+    factor double precision;
+    seconds double precision;
+begin
+    select declared.* into task
+    from procrastinate_tasks as declared
+    where declared.task_name = _procrastinate_retry_delay.task_name;
+
+    factor := case task.backoff
         when 'constant' then 1
         when 'linear' then failures
         else 2 ^ least(failures - 1, 60)
     end;
-    seconds double precision := least(
+    seconds := least(
         extract(epoch from task.retry_delay) * factor, extract(epoch from task.max_retry_delay)
     );
-begin
     return make_interval(secs => seconds * (1 - task.jitter * random()));
 end;
 $$;

@@ -10,17 +10,18 @@ language plpgsql
 set search_path from current
 -- Pins the plans whatever the statistics say, also those of the functions called from here.
 set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 declare
-    batch constant integer := 100;
+    batch constant integer := least(greatest(max_jobs * 2, 100), 2000);
     claimed integer := 0;
     round integer;
     promoted bigint[];
-    settled record;
+    freed record;
     readied bigint[] := array[]::bigint[];
     waits_left integer := 20;
 begin
@@ -28,27 +29,28 @@ begin
 
     loop
         promoted := _procrastinate_promote_due(batch);
-        select * into settled from _procrastinate_settle_locks(batch);
-        readied := readied || promoted || settled.readied;
+        select * into freed from _procrastinate_free_heads(batch);
+        readied := readied || promoted || freed.heads;
 
+        perform _procrastinate_act(true);
         return query
         select claim.*
         from _procrastinate_claim(
-            worker_id,
-            _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs - claimed)
+            worker_id, _procrastinate_choose(queue_names, freed.heads, max_jobs - claimed)
         ) as claim;
         get diagnostics round = row_count;
+        perform _procrastinate_act(false);
         claimed := claimed + round;
         exit when claimed >= max_jobs;
 
         -- Short of jobs, go on while there may be more to tidy: never come back empty for that. If
         -- another session tidies, give it a moment to commit, but no more: nobody can tell how long
         -- it stays open.
-        if settled.busy and claimed = 0 and waits_left > 0 then
+        if freed.busy and claimed = 0 and waits_left > 0 then
             waits_left := waits_left - 1;
             perform pg_sleep(0.005);
         else
-            exit when cardinality(promoted) < batch and settled.taken < batch;
+            exit when cardinality(promoted) < batch and freed.taken < batch;
         end if;
     end loop;
 
@@ -151,6 +153,48 @@ $$;
 comment on function _procrastinate_without_paused is
 'The queues to fetch from: those named (null: all, if none is paused) less the paused ones.';
 
+create function _procrastinate_choose(queue_names text[], heads bigint[], max_jobs integer)
+returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    chosen bigint[];
+begin
+    if heads <> '{}' and not _procrastinate_any_ready(queue_names) then
+        -- Nothing is ready that would go before them: they start without being made ready first.
+        chosen := array(
+            select job.id
+            from unnest(heads) with ordinality as head (id, place)
+            inner join procrastinate_jobs as job on job.id = any(array[head.id])
+            where
+                (queue_names is null or job.queue_name = any(queue_names))
+                and not exists (
+                    select from procrastinate_queues as queue
+                    where queue.queue_name = job.queue_name and queue.paused_at is not null
+                )
+            order by job.priority desc, head.place
+            limit max_jobs
+        );
+        perform _procrastinate_make_ready(array(
+            select head.id
+            from unnest(heads) with ordinality as head (id, place)
+            where head.id <> all(chosen)
+            order by head.place
+        ));
+        return chosen;
+    end if;
+
+    perform _procrastinate_make_ready(heads);
+    return _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs);
+end;
+$$;
+
+comment on function _procrastinate_choose is
+'Choose up to max_jobs jobs to claim, and hold their rows: of those that are ready, and of the '
+'heads of free locks, which this transaction holds and makes ready unless they are chosen at once. '
+'Returns them in order.';
+
 create function _procrastinate_claim(worker_id bigint, job_ids bigint[])
 returns setof procrastinate_fetched_job
 language plpgsql
@@ -158,33 +202,31 @@ set search_path from current
 as $$
 begin
     return query
-    with claimed as (
-        update procrastinate_jobs as job
-        set
-            status = 'doing',
-            ready_seq = null,
-            worker_id = _procrastinate_claim.worker_id,
-            started_at = clock_timestamp()
-        from unnest(job_ids) with ordinality as picked (id, place)
-        where job.id = any(array[picked.id])
-        returning job.*, picked.place
-    )
-    select
-        claimed.id,
-        claimed.task_name,
-        claimed.args,
-        claimed.queue_name,
-        claimed.priority,
-        claimed.lock,
-        claimed.queueing_lock,
-        claimed.scheduled_at,
-        claimed.attempts + 1,
-        task.timeout
-    from claimed
-    left join procrastinate_tasks as task on claimed.task_name = task.task_name
-    order by claimed.place;
+    update procrastinate_jobs as job
+    set
+        status = 'doing',
+        ready_seq = null,
+        worker_id = _procrastinate_claim.worker_id,
+        started_at = clock_timestamp()
+    from unnest(job_ids) as chosen (id)
+    where job.id = any(array[chosen.id])
+    returning
+        job.id,
+        job.task_name,
+        job.args,
+        job.queue_name,
+        job.priority,
+        job.lock,
+        job.queueing_lock,
+        job.scheduled_at,
+        job.attempts + 1,
+        -- Not a join: its index holds only the tasks that have one.
+        (
+            select task.timeout from procrastinate_tasks as task
+            where task.task_name = job.task_name and task.timeout is not null
+        );
 end;
 $$;
 
 comment on function _procrastinate_claim is
-'Start these jobs, whose rows this transaction holds, for a worker.';
+'Start these jobs, whose rows this transaction holds, for a worker, in this order.';

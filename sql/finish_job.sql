@@ -63,9 +63,9 @@ create function _procrastinate_end_runs(outcomes procrastinate_outcome[])
 returns table (ordinal integer, job_id bigint, status procrastinate_job_status)
 language plpgsql
 set search_path from current
--- Pins the plan whatever the statistics say: by primary key, job after job, in the order of their
--- ids (so that two batches cannot wait for each other).
+-- Pins the plan whatever the statistics say: by primary key, job after job.
 set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off
@@ -74,8 +74,12 @@ as $$
 #variable_conflict use_column
 declare
     ended_at constant timestamptz := clock_timestamp();
+    ordinals integer[];
+    job_ids bigint[];
+    statuses procrastinate_job_status[];
+    locks text[];
 begin
-    return query
+    perform _procrastinate_act(true);
     with decided as materialized (
         select * from _procrastinate_decide(outcomes)
     ),
@@ -84,46 +88,45 @@ begin
         using decided
         where
             job.id = any(array[decided.job_id])
-            and job.status = 'doing'
-            and job.attempts = decided.attempts
-            and not decided.waits
-            and decided.keep_finished = interval '0'
-        returning decided.ordinal, job.id, decided.final_status as status
+            and not decided.waits and decided.keep_finished = interval '0'
+        returning decided.ordinal, job.id, decided.status, job.lock
     ),
     ended as (
         update procrastinate_jobs as job
         set
-            -- An abort asked for while this statement waited for the row counts: hence job, not
-            -- decided.
-            status = case
-                when job.abort_requested and decided.final_status is distinct from 'succeeded'
-                    then 'aborted'
-                else coalesce(decided.final_status, 'todo')
-            end,
+            status = decided.status,
             attempts = job.attempts + 1,
             failures = job.failures + (decided.action in ('fail', 'retry'))::integer,
             handed_back = job.handed_back + (decided.action = 'release')::integer,
             lost = job.lost + (decided.action = 'lose')::integer,
-            worker_id = case when job.abort_requested or not decided.waits then job.worker_id end,
-            started_at = case when job.abort_requested or not decided.waits then job.started_at end,
-            finished_at = case when job.abort_requested or not decided.waits then ended_at end,
-            purge_at = case
-                when job.abort_requested or not decided.waits then ended_at + decided.keep_finished
-            end,
+            worker_id = case when not decided.waits then job.worker_id end,
+            started_at = case when not decided.waits then job.started_at end,
+            finished_at = case when not decided.waits then ended_at end,
+            purge_at = case when not decided.waits then ended_at + decided.keep_finished end,
             scheduled_at = coalesce(ended_at + decided.retry_in, job.scheduled_at),
             result = decided.result,
             error = coalesce(decided.error, job.error)
         from decided
         where
             job.id = any(array[decided.job_id])
-            and job.status = 'doing'
-            and job.attempts = decided.attempts
             and (decided.waits or decided.keep_finished is distinct from interval '0')
-        returning decided.ordinal, job.id, job.status
+        returning decided.ordinal, job.id, decided.status, job.lock
+    ),
+    done as (
+        select * from removed
+        union all
+        select * from ended
     )
-    select removed.ordinal, removed.id, removed.status from removed
-    union all
-    select ended.ordinal, ended.id, ended.status from ended;
+    select
+        array_agg(done.ordinal), array_agg(done.id), array_agg(done.status),
+        -- What waits again has said so itself (procrastinate_job_waits).
+        array_agg(distinct done.lock) filter (where done.lock is not null and done.status <> 'todo')
+    into ordinals, job_ids, statuses, locks
+    from done;
+
+    perform _procrastinate_act(false);
+    perform _procrastinate_leave_locks(locks);
+    return query select * from unnest(ordinals, job_ids, statuses);
 end;
 $$;
 
@@ -136,10 +139,9 @@ create function _procrastinate_decide(outcomes procrastinate_outcome[])
 returns table (
     ordinal integer,
     job_id bigint,
-    attempts integer,
     action text,
+    status procrastinate_job_status,
     waits boolean,
-    final_status procrastinate_job_status,
     retry_in interval,
     keep_finished interval,
     result jsonb,
@@ -147,60 +149,123 @@ returns table (
 )
 language plpgsql
 set search_path from current
-set jit = off
-set enable_seqscan = off
-set enable_bitmapscan = off
-set enable_hashjoin = off
-set enable_mergejoin = off
 as $$
 #variable_conflict use_column
 begin
     return query
-    select distinct on (outcome.job_id)
-        outcome.ordinal::integer,
-        job.id,
-        job.attempts,
-        outcome.action,
+    select distinct on (run.job_id)
+        run.ordinal,
+        run.job_id,
+        run.action,
+        coalesce(verdict.final_status, 'todo'),
         verdict.final_status is null,
-        verdict.final_status,
-        case outcome.action
-            when 'retry' then outcome.retry_in
-            when 'fail' then _procrastinate_retry_delay(task, job.failures + 1)
+        case run.action
+            when 'retry' then run.retry_in
+            when 'fail' then _procrastinate_retry_delay(run.task_name, run.failures + 1)
         end,
         task.keep_finished,
-        outcome.result,
-        case when outcome.action = 'lose' then 'worker lost' else outcome.error end
-    from unnest(outcomes) with ordinality as outcome (
-        job_id, attempt, worker_id, action, status, result, error, retry_in, ordinal
-    )
-    inner join procrastinate_jobs as job on job.id = any(array[outcome.job_id])
-    left join procrastinate_tasks as task on job.task_name = task.task_name
+        run.result,
+        case when run.action = 'lose' then 'worker lost' else run.error end
+    from _procrastinate_hold_runs(outcomes) as run
+    left join procrastinate_tasks as task on run.task_name = task.task_name
     cross join lateral (
         select case
-            when outcome.status in ('succeeded', 'aborted') then outcome.status
+            when run.status in ('succeeded', 'aborted') then run.status
             when
-                job.abort_requested
+                run.abort_requested
                 or exists (
                     select from procrastinate_abort_requests as request
-                    where request.job_id = job.id
+                    where request.job_id = run.job_id
                 ) then 'aborted'
-            when outcome.action = 'finish' then outcome.status
+            when run.action = 'finish' then run.status
             when
-                outcome.action = 'fail'
-                and job.failures + 1
+                run.action = 'fail'
+                and run.failures + 1
                 >= case when task.task_name is null then 1 else task.max_attempts end
                 then 'failed'
-            when outcome.action = 'lose' and job.lost + 1 > coalesce(task.max_lost, 5) then 'failed'
+            when run.action = 'lose' and run.lost + 1 > coalesce(task.max_lost, 5) then 'failed'
         end
     ) as verdict (final_status)
-    where
-        job.status = 'doing'
-        and job.attempts + 1 = coalesce(outcome.attempt, job.attempts + 1)
-        and job.worker_id = coalesce(outcome.worker_id, job.worker_id)
-    order by outcome.job_id, outcome.ordinal;
+    order by run.job_id, run.ordinal;
 end;
 $$;
 
 comment on function _procrastinate_decide is
-'What becomes of each job whose run is over: final, or waiting again, and when. Outcomes of runs '
-'that are not the running one are left out; of several for one run the first counts.';
+'What becomes of each job whose run is over: final, or waiting again, and when. Of several '
+'outcomes for one run the first counts.';
+
+create function _procrastinate_hold_runs(outcomes procrastinate_outcome[])
+returns table (
+    ordinal integer,
+    job_id bigint,
+    action text,
+    status procrastinate_job_status,
+    retry_in interval,
+    result jsonb,
+    error text,
+    task_name text,
+    failures integer,
+    lost integer,
+    abort_requested boolean
+)
+language plpgsql
+set search_path from current
+as $$
+#variable_conflict use_column
+begin
+    return query
+    select
+        outcome.ordinal::integer, job.id, outcome.action,
+        outcome.status, outcome.retry_in, outcome.result, outcome.error,
+        job.task_name, job.failures, job.lost, job.abort_requested
+    from (
+        select given.*
+        from unnest(outcomes) with ordinality as given (
+            job_id, attempt, worker_id, action, status, result, error, retry_in, ordinal
+        )
+        order by given.job_id, given.ordinal
+    ) as outcome
+    inner join procrastinate_jobs as job on job.id = any(array[outcome.job_id])
+    where
+        job.status = 'doing'
+        and job.attempts + 1 = coalesce(outcome.attempt, job.attempts + 1)
+        and job.worker_id = coalesce(outcome.worker_id, job.worker_id)
+    for update of job;
+end;
+$$;
+
+comment on function _procrastinate_hold_runs is
+'Hold the jobs of which a run ends, in the order of their ids, so that two batches cannot wait for '
+'each other; and only then decide, so that what was asked of them meanwhile counts. Outcomes of '
+'runs that are not the running one are left out.';
+
+create function _procrastinate_leave_locks(locks text[])
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    if locks is null then
+        return;
+    end if;
+    insert into procrastinate_lock_events (lock)
+    select named.lock from unnest(locks) as named (lock);
+
+    -- Whose turn is next is not decided here: wake whoever is likely to find out and to run it.
+    perform _procrastinate_notify_queue(next_up.queue_name)
+    from (
+        select distinct head.queue_name
+        from unnest(locks) as named (lock)
+        cross join lateral (
+            select job.queue_name
+            from procrastinate_jobs as job
+            where job.lock = named.lock and job.status = 'todo'
+            order by job.priority desc, job.id
+            limit 1
+        ) as head
+    ) as next_up;
+end;
+$$;
+
+comment on function _procrastinate_leave_locks is
+'Note that another job of these locks may be next (null: of none).';

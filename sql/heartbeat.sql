@@ -16,6 +16,7 @@ returns table (
 language plpgsql
 set search_path from current
 set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_hashjoin = off

@@ -22,6 +22,7 @@ begin;
 \ir defer_jobs.sql
 
 -- Fetch jobs.
+\ir floors.sql
 \ir settle_locks.sql
 \ir promote_due.sql
 \ir pick_jobs.sql
@@ -30,6 +31,7 @@ begin;
 -- End runs.
 \ir finish_job.sql
 \ir finish_jobs.sql
+\ir succeed_jobs.sql
 \ir fail_job.sql
 \ir retry_job.sql
 \ir release_jobs.sql

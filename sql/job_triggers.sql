@@ -4,6 +4,20 @@
 -- Each trigger has a WHEN that is false on the hot path (insert, claim and finish of a job without
 -- lock and schedule), so that there it costs one evaluated expression and no call.
 
+create function _procrastinate_act(acts boolean)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    perform set_config('procrastinate.acting', case when acts then 'on' else '' end, true);
+end;
+$$;
+
+comment on function _procrastinate_act is
+'Tell the triggers that the statements from here on are the claims, or the ends of runs, of the '
+'queue itself; then that they no longer are. An error in between undoes it.';
+
 create function _procrastinate_job_inserted()
 returns trigger
 language plpgsql
@@ -158,17 +172,26 @@ for each row
 when (
     old.lock is not null
     and (
-        (old.finished_at is null and new.finished_at is not null)
+        -- What ends runs does this itself, once for all of them.
+        (
+            old.finished_at is null and new.finished_at is not null
+            and coalesce(current_setting('procrastinate.acting', true), '') <> 'on'
+        )
         or (old.finished_at is null and new.lock is distinct from old.lock)
         or (old.ready_seq is not null and new.ready_seq is null and new.status = 'todo')
     )
 )
 execute function _procrastinate_job_leaves_lock();
 
+-- After: a trigger before the deletion would lock each row once more, and log that.
 create trigger procrastinate_job_deleted
-before delete on procrastinate_jobs
+after delete on procrastinate_jobs
 for each row
-when (old.lock is not null and old.finished_at is null)
+when (
+    old.lock is not null
+    and old.finished_at is null
+    and coalesce(current_setting('procrastinate.acting', true), '') <> 'on'
+)
 execute function _procrastinate_job_leaves_lock();
 
 create function _procrastinate_refuse_edit()
@@ -223,7 +246,14 @@ when (
             when 'todo' then
                 (
                     new.status = 'doing'
-                    and old.ready_seq is not null
+                    and (
+                        old.ready_seq is not null
+                        -- The head of a free lock, which only a fetch can know.
+                        or (
+                            old.lock is not null and old.due_at is null
+                            and current_setting('procrastinate.acting', true) = 'on'
+                        )
+                    )
                     and new.ready_seq is null
                     and new.worker_id is not null
                     and new.started_at is not null

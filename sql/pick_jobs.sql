@@ -12,9 +12,7 @@ as $$
 begin
     return case
         when queue_names is null then _procrastinate_pick_from_all(max_jobs)
-        when cardinality(queue_names) = 1
-            then _procrastinate_pick_from_one(queue_names[1], max_jobs)
-        else _procrastinate_pick_from_some(queue_names, max_jobs)
+        else _procrastinate_pick_from_named(queue_names, max_jobs)
     end;
 end;
 $$;
@@ -28,50 +26,106 @@ returns bigint[]
 language plpgsql
 set search_path from current
 as $$
+declare
+    picked bigint[];
+    before bigint;
 begin
-    return array(
+    if _procrastinate_is_crowded('') then
+        picked := _procrastinate_pick_above_floors(max_jobs);
+        perform _procrastinate_raise_floors(array[''], picked);
+        return picked;
+    end if;
+
+    before := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx');
+    picked := array(
         select job.id
         from procrastinate_jobs as job
         where
             job.ready_seq + 0 is not null
-            and (job.lock is null or job.id = _procrastinate_head(job.lock))
+            and (
+                job.lock is null
+                or job.id = (
+                    select first.id from procrastinate_jobs as first
+                    where first.lock = job.lock and first.status = 'todo'
+                    order by first.priority desc, first.id
+                    limit 1
+                )
+            )
         order by job.priority desc, job.ready_seq
         limit max_jobs
         for update skip locked
     );
+    if _procrastinate_note_effort(
+        '',
+        _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before - max_jobs / 50
+    ) then
+        perform _procrastinate_reset_floors(array[''], picked, max_jobs);
+    end if;
+    return picked;
 end;
 $$;
 
 comment on function _procrastinate_pick_from_all is 'Take ready jobs of any queue.';
 
-create function _procrastinate_pick_from_one(queue_name text, max_jobs integer)
+create function _procrastinate_pick_above_floors(max_jobs integer)
 returns bigint[]
 language plpgsql
 set search_path from current
 as $$
 begin
     return array(
-        select job.id
-        from procrastinate_jobs as job
-        where
-            job.queue_name = _procrastinate_pick_from_one.queue_name
-            and job.ready_seq is not null
-            and (job.lock is null or job.id = _procrastinate_head(job.lock))
-        order by job.priority desc, job.ready_seq
+        select ready.id
+        from (
+            select level.priority, _procrastinate_floor(' ' || level.priority) as floor
+            from procrastinate_levels as level
+            where level.queue_name = ''
+            order by level.priority desc
+        ) as level
+        cross join lateral (
+            select job.id
+            from procrastinate_jobs as job
+            where
+                job.priority = level.priority
+                and job.ready_seq >= level.floor
+                and job.ready_seq + 0 is not null
+                and (
+                    job.lock is null
+                    or job.id = (
+                        select first.id from procrastinate_jobs as first
+                        where first.lock = job.lock and first.status = 'todo'
+                        order by first.priority desc, first.id
+                        limit 1
+                    )
+                )
+            order by job.ready_seq
+            limit max_jobs
+            for update skip locked
+        ) as ready
+        -- The executor asks for no row beyond this: none is held that is not returned.
         limit max_jobs
-        for update skip locked
     );
 end;
 $$;
 
-comment on function _procrastinate_pick_from_one is 'Take ready jobs of one queue.';
+comment on function _procrastinate_pick_above_floors is
+'Take ready jobs of any queue, each priority from its floor on.';
 
-create function _procrastinate_pick_from_some(queue_names text[], max_jobs integer)
+create function _procrastinate_pick_from_named(queue_names text[], max_jobs integer)
 returns bigint[]
 language plpgsql
 set search_path from current
 as $$
 declare
+    crowded constant text[] := array(
+        select named.queue from unnest(queue_names) as named (queue)
+        where _procrastinate_is_crowded(named.queue)
+    );
+    others constant text[] := array(
+        select distinct named.queue from unnest(queue_names) as named (queue)
+        where named.queue <> all(crowded)
+    );
+    before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_idx');
+    effort bigint;
     seen bigint[] := array[]::bigint[];
     window_ids bigint[];
     picked bigint[] := array[]::bigint[];
@@ -79,23 +133,7 @@ begin
     -- Merge the heads of the queues without holding them, then take that many and no more: rows
     -- that another session holds are left out, and the next round looks behind them.
     while cardinality(picked) < max_jobs loop
-        window_ids := array(
-            select ready.id
-            from (select distinct named.queue from unnest(queue_names) as named (queue)) as named
-            cross join lateral (
-                select job.id, job.priority, job.ready_seq
-                from procrastinate_jobs as job
-                where
-                    job.queue_name = named.queue
-                    and job.ready_seq is not null
-                    and job.id <> all(seen)
-                    and (job.lock is null or job.id = _procrastinate_head(job.lock))
-                order by job.priority desc, job.ready_seq
-                limit max_jobs - cardinality(picked)
-            ) as ready
-            order by ready.priority desc, ready.ready_seq
-            limit max_jobs - cardinality(picked)
-        );
+        window_ids := _procrastinate_peek(others, crowded, seen, max_jobs - cardinality(picked));
         exit when window_ids = '{}';
 
         seen := seen || window_ids;
@@ -103,15 +141,219 @@ begin
             select job.id
             from unnest(window_ids) with ordinality as ready (id, place)
             inner join procrastinate_jobs as job on job.id = any(array[ready.id])
-            -- Still ready; said so that no plan takes it for a reason to read a ready index instead.
-            where job.status = 'todo' and num_nulls(job.ready_seq) = 0
+            where
+                -- Still ready; said so that no plan takes it for a reason to read a ready index.
+                job.status = 'todo' and num_nulls(job.ready_seq) = 0
+                and (
+                    job.lock is null
+                    or job.id = (
+                        select first.id from procrastinate_jobs as first
+                        where first.lock = job.lock and first.status = 'todo'
+                        order by first.priority desc, first.id
+                        limit 1
+                    )
+                )
             order by ready.place
             for update of job skip locked
         );
     end loop;
+
+    perform _procrastinate_raise_floors(crowded, picked);
+    effort := _procrastinate_effort('procrastinate_jobs_ready_idx') - before
+        - 3 * cardinality(queue_names) - max_jobs / 50;
+    if others <> '{}' and _procrastinate_note_effort(others[1], effort) then
+        perform
+            _procrastinate_note_effort(other.queue, effort)
+        from unnest(others[2:]) as other (queue);
+        perform _procrastinate_reset_floors(others, picked, max_jobs);
+    end if;
     return picked;
 end;
 $$;
 
-comment on function _procrastinate_pick_from_some is
-'Take ready jobs of several queues, merged by priority and turn.';
+comment on function _procrastinate_pick_from_named is
+'Take ready jobs of some queues, merged by priority and turn.';
+
+create function _procrastinate_peek(
+    queue_names text[],
+    crowded text[],
+    seen bigint[],
+    max_jobs integer
+)
+returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+begin
+    return array(
+        select ready.id
+        from (
+            select first.id, first.priority, first.ready_seq
+            from unnest(queue_names) as named (queue)
+            cross join lateral (
+                select job.id, job.priority, job.ready_seq
+                from procrastinate_jobs as job
+                where
+                    job.queue_name = named.queue
+                    and job.ready_seq is not null
+                    and job.id <> all(seen)
+                order by job.priority desc, job.ready_seq
+                limit max_jobs
+            ) as first
+            union all
+            select above.id, above.priority, above.ready_seq
+            from (
+                select
+                    level.queue_name,
+                    level.priority,
+                    _procrastinate_floor(level.queue_name || ' ' || level.priority) as floor
+                from procrastinate_levels as level
+                where level.queue_name = any(crowded)
+            ) as level
+            cross join lateral (
+                select job.id, job.priority, job.ready_seq
+                from procrastinate_jobs as job
+                where
+                    job.queue_name = level.queue_name
+                    and job.priority = level.priority
+                    and job.ready_seq >= level.floor
+                    and job.ready_seq is not null
+                    and job.id <> all(seen)
+                order by job.ready_seq
+                limit max_jobs
+            ) as above
+        ) as ready
+        order by ready.priority desc, ready.ready_seq
+        limit max_jobs
+    );
+end;
+$$;
+
+comment on function _procrastinate_peek is
+'The first ready jobs of some queues, from the floor on of those that are crowded, without taking '
+'their rows.';
+
+create function _procrastinate_any_ready(queue_names text[])
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+begin
+    if queue_names is not null then
+        return _procrastinate_peek(
+            array(
+                select named.queue from unnest(queue_names) as named (queue)
+                where not _procrastinate_is_crowded(named.queue)
+            ),
+            array(
+                select named.queue from unnest(queue_names) as named (queue)
+                where _procrastinate_is_crowded(named.queue)
+            ),
+            array[]::bigint[], 1
+        ) <> '{}';
+    elsif not _procrastinate_is_crowded('') then
+        return exists (
+            select from procrastinate_jobs as job where job.ready_seq + 0 is not null
+        );
+    end if;
+    return exists (
+        select
+        from (
+            select level.priority, _procrastinate_floor(' ' || level.priority) as floor
+            from procrastinate_levels as level
+            where level.queue_name = ''
+        ) as level
+        cross join lateral (
+            select from procrastinate_jobs as job
+            where
+                job.priority = level.priority
+                and job.ready_seq >= level.floor
+                and job.ready_seq + 0 is not null
+            limit 1
+        ) as ready
+    );
+end;
+$$;
+
+comment on function _procrastinate_any_ready is
+'Is some job of these queues (null: all) ready, whoever holds its row?';
+
+create function _procrastinate_raise_floors(queue_names text[], picked bigint[])
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    if queue_names = '{}' or picked = '{}' then
+        return;
+    end if;
+    perform _procrastinate_set_floor(level.queue || ' ' || level.priority, level.floor)
+    from (
+        select named.queue, job.priority, max(job.ready_seq) as floor
+        from procrastinate_jobs as job
+        inner join unnest(queue_names) as named (queue) on named.queue in ('', job.queue_name)
+        where job.id = any(picked)
+        group by named.queue, job.priority
+    ) as level
+    -- Not for a few: noting costs more than passing them.
+    where level.floor > _procrastinate_floor(level.queue || ' ' || level.priority) + 50;
+end;
+$$;
+
+comment on function _procrastinate_raise_floors is
+'After a look from the floors: let the next one begin where these jobs stood.';
+
+create function _procrastinate_reset_floors(
+    queue_names text[],
+    picked bigint[],
+    max_jobs integer
+)
+returns void
+language plpgsql
+set search_path from current
+as $$
+declare
+    newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
+    -- A look that found all it wanted has not seen the priorities below.
+    lowest integer;
+begin
+    insert into procrastinate_levels (queue_name, priority)
+    select distinct named.queue, job.priority
+    from unnest(queue_names) as named (queue)
+    inner join procrastinate_jobs as job on named.queue in ('', job.queue_name)
+    where job.id = any(picked)
+    on conflict do nothing;
+
+    if cardinality(picked) = max_jobs then
+        select min(job.priority) into lowest
+        from procrastinate_jobs as job
+        where job.id = any(picked);
+    end if;
+
+    perform _procrastinate_set_floor(level.queue_name || ' ' || level.priority, level.floor)
+    from (
+        select
+            level.queue_name,
+            level.priority,
+            coalesce(
+                (
+                    select max(job.ready_seq)
+                    from procrastinate_jobs as job
+                    where
+                        job.id = any(picked)
+                        and job.priority = level.priority
+                        and level.queue_name in ('', job.queue_name)
+                ),
+                newest
+            ) as floor
+        from procrastinate_levels as level
+        where
+            level.queue_name = any(queue_names)
+            and coalesce(level.priority >= lowest, true)
+    ) as level;
+end;
+$$;
+
+comment on function _procrastinate_reset_floors is
+'After a look from the start that had to pass many entries: note the priorities in use, and for '
+'each how far that look came.';

@@ -6,12 +6,13 @@ language plpgsql
 set search_path from current
 as $$
 declare
+    first constant timestamptz := _procrastinate_first_due();
     due_at timestamptz;
 begin
     if queue_names is null then
         select job.due_at into due_at
         from procrastinate_jobs as job
-        where job.due_at is not null and job.status = 'todo'
+        where job.due_at >= first and job.status = 'todo'
         order by job.due_at
         limit 1;
     else
@@ -20,11 +21,12 @@ begin
         cross join lateral (
             select job.due_at
             from procrastinate_jobs as job
-            where job.queue_name = named.queue and job.queue_name <> '' and job.due_at is not null
+            where job.queue_name = named.queue and job.queue_name <> '' and job.due_at >= first
             order by job.due_at
             limit 1
         ) as earliest;
     end if;
+    due_at := least(due_at, _procrastinate_next_look(coalesce(queue_names, array[''])));
     -- Not greatest() alone: it ignores a null, and a worker would never sleep.
     if due_at is null then
         return null;
@@ -35,7 +37,24 @@ $$;
 
 comment on function procrastinate_next_due is
 'How long until the next scheduled job of these queues (null: all) can be fetched: zero if one is '
-'due, null if none is scheduled. Example: select procrastinate_next_due(array[''mail'']).';
+'due, null if none is scheduled. While fetches look from a floor (sql/floors.sql), at most until '
+'the next look from the start. Example: select procrastinate_next_due(array[''mail'']).';
+
+create function _procrastinate_first_due()
+returns timestamptz
+language plpgsql
+set search_path from current
+as $$
+begin
+    return case
+        when _procrastinate_is_crowded('due') then to_timestamp(_procrastinate_floor('due') / 1e3)
+        else '-infinity'
+    end;
+end;
+$$;
+
+comment on function _procrastinate_first_due is
+'From which due time on to look for scheduled jobs.';
 
 create function _procrastinate_promote_due(max_jobs integer)
 returns bigint[]
@@ -45,19 +64,45 @@ as $$
 declare
     -- Once: a volatile function in a condition keeps the index from being searched, it is read through.
     due_by constant timestamptz := clock_timestamp();
-    promoted bigint[];
+    first constant timestamptz := _procrastinate_first_due();
+    before constant bigint := _procrastinate_effort('procrastinate_jobs_due_idx');
+    promoted bigint[] := array[]::bigint[];
 begin
-    if not exists (
+    if exists (
         select from procrastinate_jobs as job
-        where job.due_at <= due_by and job.status = 'todo'
+        where job.due_at between first and due_by and job.status = 'todo'
     ) then
-        return array[]::bigint[];
+        promoted := _procrastinate_make_due(first, due_by, max_jobs);
     end if;
 
+    if first = '-infinity'
+        and cardinality(promoted) < max_jobs
+        and _procrastinate_note_effort(
+            'due', _procrastinate_effort('procrastinate_jobs_due_idx') - before - max_jobs / 20
+        )
+    then
+        perform _procrastinate_set_floor('due', (extract(epoch from due_by) * 1000)::bigint);
+    end if;
+    return promoted;
+end;
+$$;
+
+comment on function _procrastinate_promote_due is
+'Let up to max_jobs jobs whose time has come take their turn, or their place in their lock. '
+'Returns them.';
+
+create function _procrastinate_make_due(first timestamptz, due_by timestamptz, max_jobs integer)
+returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    promoted bigint[];
+begin
     with due as materialized (
         select job.id, job.lock
         from procrastinate_jobs as job
-        where job.due_at <= due_by and job.status = 'todo'
+        where job.due_at between first and due_by and job.status = 'todo'
         order by job.due_at, job.id
         limit max_jobs
         for update skip locked
@@ -85,6 +130,5 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_promote_due is
-'Let up to max_jobs jobs whose time has come take their turn, or their place in their lock. '
-'Returns them.';
+comment on function _procrastinate_make_due is
+'Let the jobs that are due between two times go on. Returns them.';

@@ -10,6 +10,7 @@ returns bigint
 language plpgsql
 set search_path from current
 set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

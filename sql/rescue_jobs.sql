@@ -97,6 +97,7 @@ returns table (job_id bigint, status procrastinate_job_status)
 language plpgsql
 set search_path from current
 set jit = off
+set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$

@@ -1,8 +1,8 @@
--- Who is next: the only code that makes a job with a lock ready (docs/decisions/0002-locks.md).
+-- Who is next: the only code that lets a job with a lock start (docs/decisions/0002-locks.md).
 --
 -- Everybody else only appends to procrastinate_lock_events. One session at a time reads the events
--- and, in later statements that see whatever caused them, brings each lock in order. It never waits
--- for a row: a lock whose row is held gets its event back.
+-- and, in later statements that see whatever caused them, finds the jobs that are next. It never
+-- waits for a row: a lock whose row is held gets its event back.
 
 create function _procrastinate_settle_locks(max_events integer)
 returns table (taken integer, readied bigint[], busy boolean)
@@ -10,57 +10,11 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    locks text[];
-    tries integer[];
-    held text[];
-    also_held text[];
+    heads bigint[];
 begin
-    taken := 0;
-    busy := exists (
-        select from procrastinate_lock_events as event
-        where event.due_at is null or event.due_at <= clock_timestamp()
-    );
-    if not busy or not _procrastinate_become_settler(wait => false) then
-        return next;
-        return;
-    end if;
-    busy := false;
-
-    with event as (
-        delete from procrastinate_lock_events as event
-        where event.id = any(array(
-            select due.id
-            from procrastinate_lock_events as due
-            where due.due_at is null or due.due_at <= clock_timestamp()
-            order by due.id
-            limit max_events
-        ))
-        returning event.id, event.lock, event.tries
-    ),
-    named as (
-        select event.lock, max(event.tries) as tries, count(*) as events, min(event.id) as first_id
-        from event
-        group by event.lock
-    )
-    select
-        array_agg(named.lock order by named.first_id),
-        array_agg(named.tries order by named.first_id),
-        coalesce(sum(named.events), 0)
-    into locks, tries, taken
-    from named;
-
-    held := _procrastinate_unready_overtaken(locks);
-    select made.readied, made.held into readied, also_held
-    from _procrastinate_ready_heads(locks) as made;
-
-    insert into procrastinate_lock_events (lock, due_at, tries)
-    select
-        named.lock,
-        clock_timestamp()
-        + least(interval '10 milliseconds' * 2 ^ named.tries, interval '1 second'),
-        least(named.tries + 1, 10)
-    from unnest(locks, tries) as named (lock, tries)
-    where named.lock = any(held || also_held);
+    select freed.taken, freed.heads, freed.busy into taken, heads, busy
+    from _procrastinate_free_heads(max_events) as freed;
+    readied := _procrastinate_make_ready(heads);
     return next;
 end;
 $$;
@@ -68,6 +22,139 @@ $$;
 comment on function _procrastinate_settle_locks is
 'Take up to max_events events and bring their locks in order. Returns how many were taken, the '
 'jobs that became ready, and whether events were left because another session is busy with them.';
+
+create function _procrastinate_free_heads(max_events integer)
+returns table (taken integer, heads bigint[], busy boolean)
+language plpgsql
+set search_path from current
+as $$
+declare
+    locks text[];
+    tries integer[];
+    overtaken_held text[];
+    heads_held text[];
+begin
+    taken := 0;
+    heads := array[]::bigint[];
+    busy := _procrastinate_has_events();
+    if not busy or not _procrastinate_become_settler(wait => false) then
+        return next;
+        return;
+    end if;
+    busy := false;
+
+    select event.locks, event.tries, event.taken into locks, tries, taken
+    from _procrastinate_take_events(max_events) as event;
+    if taken > 0 then
+        overtaken_held := _procrastinate_unready_overtaken(locks);
+        select next_up.heads, next_up.held into heads, heads_held
+        from _procrastinate_hold_heads(locks) as next_up;
+    end if;
+
+    if num_nonnulls(overtaken_held, heads_held) > 0 then
+        insert into procrastinate_lock_events (lock, due_at, tries)
+        select
+            named.lock,
+            clock_timestamp()
+            + least(interval '10 milliseconds' * 2 ^ named.tries, interval '1 second'),
+            least(named.tries + 1, 10)
+        from unnest(locks, tries) as named (lock, tries)
+        where named.lock = any(overtaken_held || heads_held);
+    end if;
+    return next;
+end;
+$$;
+
+comment on function _procrastinate_free_heads is
+'Take up to max_events events, and hold the jobs that are next of their locks and may start now: '
+'the caller makes them ready, or claims them. Returns also how many events were taken, and whether '
+'some were left because another session is busy with them.';
+
+create function _procrastinate_has_events()
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+declare
+    first_id constant bigint := case
+        when _procrastinate_is_crowded('events') then _procrastinate_floor('events') else 0
+    end;
+    due_by constant timestamptz := clock_timestamp();
+begin
+    return exists (
+        select from procrastinate_lock_events as event
+        where event.id >= first_id and event.due_at is null
+    ) or exists (
+        select from procrastinate_lock_events as event
+        where event.due_at <= due_by
+    );
+end;
+$$;
+
+comment on function _procrastinate_has_events is 'Are there locks to look at?';
+
+create function _procrastinate_take_events(max_events integer)
+returns table (locks text[], tries integer[], taken integer)
+language plpgsql
+set search_path from current
+as $$
+declare
+    crowded constant boolean := _procrastinate_is_crowded('events');
+    first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
+    due_by constant timestamptz := clock_timestamp();
+    before constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey');
+    fresh constant bigint[] := array(
+        select event.id
+        from procrastinate_lock_events as event
+        where event.id >= first_id and event.due_at is null
+        order by event.id
+        limit max_events
+    );
+    effort constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey') - before;
+    put_off constant bigint[] := array(
+        select event.id
+        from procrastinate_lock_events as event
+        where event.due_at <= due_by
+        order by event.due_at
+        limit max_events
+    );
+begin
+    if crowded or _procrastinate_note_effort('events', effort - max_events / 50) then
+        perform _procrastinate_set_floor(
+            'events',
+            coalesce(
+                fresh[cardinality(fresh)],
+                case when not crowded
+                    then pg_sequence_last_value('procrastinate_lock_events_id_seq')
+                end,
+                first_id
+            )
+        );
+    end if;
+
+    with event as (
+        delete from procrastinate_lock_events as event
+        where event.id = any(fresh || put_off)
+        returning event.id, event.lock, event.tries
+    ),
+    named as (
+        select event.lock, max(event.tries) as tries, min(event.id) as first_id
+        from event
+        group by event.lock
+    )
+    select
+        array_agg(named.lock order by named.first_id),
+        array_agg(named.tries order by named.first_id)
+    into locks, tries
+    from named;
+    taken := cardinality(fresh) + cardinality(put_off);
+    return next;
+end;
+$$;
+
+comment on function _procrastinate_take_events is
+'Take up to max_events events, and as many again that were put off. Returns their locks, each '
+'once, in order.';
 
 create function _procrastinate_unready_overtaken(locks text[])
 returns text[]
@@ -86,7 +173,12 @@ begin
             where job.lock = named.lock and (job.status = 'doing' or job.ready_seq is not null)
             limit 1
         ) as holder on holder.status = 'todo'
-        where holder.id <> _procrastinate_head(named.lock)
+        where holder.id <> (
+            select first.id from procrastinate_jobs as first
+            where first.lock = named.lock and first.status = 'todo'
+            order by first.priority desc, first.id
+            limit 1
+        )
     ),
     free as materialized (
         select job.id
@@ -114,17 +206,22 @@ comment on function _procrastinate_unready_overtaken is
 'Take readiness from jobs that are no longer the first of their lock. Returns the locks whose job '
 'somebody holds.';
 
-create function _procrastinate_ready_heads(locks text[])
-returns table (readied bigint[], held text[])
+create function _procrastinate_hold_heads(locks text[])
+returns table (heads bigint[], held text[])
 language plpgsql
 set search_path from current
 as $$
 begin
     with head as materialized (
-        select job.id, job.lock, named.place
+        select job.id, named.lock, named.place
         from unnest(locks) with ordinality as named (lock, place)
-        inner join procrastinate_jobs as job
-            on job.id = any(array[_procrastinate_head(named.lock)])
+        cross join lateral (
+            select first.id, first.due_at
+            from procrastinate_jobs as first
+            where first.lock = named.lock and first.status = 'todo'
+            order by first.priority desc, first.id
+            limit 1
+        ) as job
         where
             job.due_at is null
             and (
@@ -135,54 +232,52 @@ begin
             ) is null
     ),
     free as materialized (
-        select job.id
-        from procrastinate_jobs as job
-        inner join head on job.id = any(array[head.id]) and job.lock is not distinct from head.lock
-        where job.status = 'todo' and job.due_at is null
-        order by head.place
+        select job.id, head.place
+        from head
+        inner join procrastinate_jobs as job on job.id = any(array[head.id])
+        -- Not `=`: a plan could then read the whole lock for it.
+        where
+            job.status = 'todo' and job.due_at is null
+            and job.lock is not distinct from head.lock
         for update of job skip locked
-    ),
-    turn as materialized (
-        select free.id, nextval('procrastinate_ready_seq') as ready_seq from free
-    ),
-    made as (
-        update procrastinate_jobs as job
-        set ready_seq = turn.ready_seq
-        from turn
-        where job.id = any(array[turn.id])
-        returning job.id
     )
     select
-        (select array_agg(made.id) from made),
-        (select array_agg(head.lock) from head where head.id not in (select made.id from made))
-    into readied, held;
+        coalesce(
+            (select array_agg(free.id order by free.place) from free), array[]::bigint[]
+        ),
+        (select array_agg(head.lock) from head where head.id not in (select free.id from free))
+    into heads, held;
     return next;
 end;
 $$;
 
-comment on function _procrastinate_ready_heads is
-'Make the first job of each free lock ready, in the order of the locks. Returns those jobs, and '
-'the locks whose job somebody holds.';
+comment on function _procrastinate_hold_heads is
+'Hold the first job of each free lock, in the order of the locks. Returns those jobs, and the '
+'locks whose job somebody else holds.';
 
-create function _procrastinate_head(lock text)
-returns bigint
+create function _procrastinate_make_ready(heads bigint[])
+returns bigint[]
 language plpgsql
-stable
 set search_path from current
 as $$
 begin
-    return (
-        select job.id
-        from procrastinate_jobs as job
-        where job.lock = _procrastinate_head.lock and job.status = 'todo'
-        order by job.priority desc, job.id
-        limit 1
-    );
+    if heads <> '{}' then
+        with turn as materialized (
+            select head.id, nextval('procrastinate_ready_seq') as ready_seq
+            from unnest(heads) as head (id)
+        )
+        update procrastinate_jobs as job
+        set ready_seq = turn.ready_seq
+        from turn
+        where job.id = any(array[turn.id]);
+    end if;
+    return heads;
 end;
 $$;
 
-comment on function _procrastinate_head is
-'The job of a lock that is next: by priority, then by id.';
+comment on function _procrastinate_make_ready is
+'Let these jobs, which this transaction holds and which are next of their locks, be fetched in '
+'this order.';
 
 create function _procrastinate_become_settler(wait boolean)
 returns boolean

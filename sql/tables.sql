@@ -73,6 +73,9 @@ create table procrastinate_jobs (
         least(failures, handed_back, lost) >= 0 and attempts >= handed_back
     )
 ) with (
+    -- Room for the versions of a job that runs and that is finished, beside the one that waited:
+    -- what stays in its page is logged by its differences.
+    fillfactor = 60,
     -- Every job is rewritten twice: vacuum early, and never take the lock that truncation needs.
     autovacuum_vacuum_scale_factor = 0.02,
     autovacuum_vacuum_threshold = 1000,
@@ -190,6 +193,14 @@ create table procrastinate_tasks (
     keep_finished interval
 );
 
+-- What a fetch asks of each job that it claims, and an end of each that it closes: most often, both
+-- are empty.
+create index procrastinate_tasks_timeout_idx on procrastinate_tasks (task_name)
+where timeout is not null;
+
+create index procrastinate_tasks_keep_finished_idx on procrastinate_tasks (task_name)
+where keep_finished is not null;
+
 comment on table procrastinate_tasks is
 'Defaults and policies of tasks, shared by producers and workers in every language. '
 'Written by procrastinate_declare_task; a task need not be declared.';
@@ -271,6 +282,9 @@ create table procrastinate_lock_events (
     autovacuum_vacuum_threshold = 2000,
     vacuum_truncate = off
 );
+
+create index procrastinate_lock_events_due_idx on procrastinate_lock_events (due_at)
+where due_at is not null;
 
 comment on table procrastinate_lock_events is
 'Locks whose next job may have changed. Whoever changes something only appends here, which never '

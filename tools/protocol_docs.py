@@ -29,6 +29,7 @@ SECTIONS = {
         "fail_job",
         "retry_job",
         "finish_jobs",
+        "succeed_jobs",
         "release_jobs",
         "release_unknown_jobs",
     ],

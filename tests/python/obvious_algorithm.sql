@@ -17,11 +17,18 @@ create unique index procrastinate_jobs_lock_holder_idx
 on procrastinate_jobs (lock)
 where lock is not null and status = 'doing';
 
-create or replace function _procrastinate_settle_locks(max_events integer)
-returns table (taken integer, readied bigint[], busy boolean)
+create or replace function _procrastinate_free_heads(max_events integer)
+returns table (taken integer, heads bigint[], busy boolean)
 language sql
 set search_path from current
-as $$ select 0, null::bigint[], false where max_events > 0 $$;
+as $$ select 0, array[]::bigint[], false where max_events > 0 $$;
+
+-- So that the triggers below see all that the queue does.
+create or replace function _procrastinate_act(acts boolean)
+returns void
+language sql
+set search_path from current
+as $$ select where acts $$;
 
 create or replace function _procrastinate_pick(queue_names text[], max_jobs integer)
 returns bigint[]
@@ -47,7 +54,12 @@ begin
         if
             met.lock is null
             or (
-                met.id = _procrastinate_head(met.lock)
+                met.id = (
+                    select first.id from procrastinate_jobs as first
+                    where first.lock = met.lock and first.status = 'todo'
+                    order by first.priority desc, first.id
+                    limit 1
+                )
                 and not exists (
                     select from procrastinate_jobs as running
                     where running.lock = met.lock and running.status = 'doing'

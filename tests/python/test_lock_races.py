@@ -653,10 +653,11 @@ def test_a_retry_after_the_events_were_taken_goes_first(
 def test_a_more_urgent_job_comes_after_the_head_was_made_ready(
     conn: Connection, worker: Worker, other: Worker
 ) -> None:
-    low = defer(conn, "a")
+    ready, low = defer(conn), defer(conn, "a")
     with paused(conn, HEAD_MADE_READY, worker.conn, worker.fetch, 10) as fetch:
         high = defer(conn, "a", priority=9)
-    assert fetch.result() == []
+    assert fetch.result() == [ready]
+    worker.finish(ready)
     assert other.fetch(10) == [high]
     other.finish(high)
     assert_nothing_is_stranded(other, low)
@@ -665,10 +666,12 @@ def test_a_more_urgent_job_comes_after_the_head_was_made_ready(
 def test_a_queue_that_is_paused_after_its_head_was_made_ready(
     conn: Connection, worker: Worker, other: Worker
 ) -> None:
+    defer(conn, queue_name="other")
     head, following = defer(conn, "a"), defer(conn, "a")
     with paused(conn, HEAD_MADE_READY, worker.conn, worker.fetch, 10) as fetch:
         conn.execute("select procrastinate_pause_queue('default')")
-    assert fetch.result() == []
+    (ready,) = fetch.result()
+    worker.finish(ready)
     assert other.fetch(10) == []
     conn.execute("select procrastinate_resume_queue('default')")
     assert_nothing_is_stranded(other, head, following)

@@ -1,7 +1,7 @@
 -- What programs rely on, for ever: names and defaults of arguments, returned columns, SQLSTATEs.
 begin;
 \ir support/arrange.sql
-select plan(110);
+select plan(112);
 
 -- Functions. Arguments may be appended, with a default: then their line is added here.
 
@@ -238,6 +238,15 @@ values
     'procrastinate_schema_version',
     '{}',
     'integer'
+),
+(
+    'procrastinate_succeed_jobs',
+    array[
+        'worker_id bigint',
+        'job_ids bigint[]',
+        'attempts integer[]'
+    ],
+    'table(ordinal integer, job_id bigint, reason text)'
 ),
 (
     'procrastinate_unregister_worker',

@@ -1,0 +1,30 @@
+-- How each transaction of upgrade.sql begins: one session at a time finds out what is missing.
+
+do $$
+declare
+    newest constant integer := 1;
+    target constant text := current_schema();
+    installed integer := 0;
+begin
+    if target is null then
+        raise exception 'there is no schema to install into'
+            using errcode = '3F000', hint = 'Create the schema, and put it first in search_path.';
+    end if;
+    perform pg_advisory_xact_lock(hashtext('procrastinate-sql upgrade'));
+
+    if to_regprocedure(format('%I.procrastinate_schema_version()', target)) is not null then
+        execute format('select %I.procrastinate_schema_version()', target) into installed;
+    end if;
+    if installed > newest then
+        raise exception 'schema % holds version % of procrastinate-sql, newer than %',
+            target, installed, newest
+            using errcode = 'PC003', hint = 'Nothing was changed. Use the migrations of that version.';
+    end if;
+
+    perform set_config('procrastinate.installed', installed::text, true);
+    -- What each function of ours pins by `set search_path from current`.
+    perform set_config('search_path', format('%I, pg_temp', target), true);
+end;
+$$;
+
+select current_setting('procrastinate.installed')::integer < 1 as need_1 \gset

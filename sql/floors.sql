@@ -1,0 +1,145 @@
+-- Where to begin to look while the entries of what is gone pile up in an index.
+--
+-- A snapshot that is held open (a report, pg_dump, a forgotten begin) keeps the index entries of
+-- all jobs that have been claimed since, and each look from the start of the index passes them.
+-- So a look that had to pass many notes how far it came, its floor, and for a moment, up to a
+-- second, others begin there. Else everybody looks from the start: a floor is a hint, and what
+-- lies below it (a producer that committed late, a claim rolled back) is found by the next such
+-- look (docs/decisions/0006-floors.md).
+--
+-- Floors live in sequences, since a row would itself leave a dead version for each change. There is
+-- a fixed number: each holds 20 bits of the hash of what it is the floor of, and 43 bits of floor.
+-- Two that fall together on one sequence only lose their floors to each other.
+
+do $$
+begin
+    for number in 0..31 loop
+        execute format(
+            'create sequence procrastinate_floor_%s owned by procrastinate_jobs.ready_seq', number
+        );
+        execute format(
+            'comment on sequence procrastinate_floor_%s is %L', number,
+            'A floor: where to begin to look in an index (sql/floors.sql).'
+        );
+    end loop;
+end;
+$$;
+
+create table procrastinate_levels (
+    queue_name text,
+    priority integer,
+    primary key (queue_name, priority)
+);
+
+comment on table procrastinate_levels is
+'Priorities that were in use while a floor was needed: each has a floor of its own.';
+comment on column procrastinate_levels.queue_name is
+'Name of the queue; empty for fetches from all queues.';
+comment on column procrastinate_levels.priority is 'A priority of jobs in it.';
+
+create function _procrastinate_floor(key text)
+returns bigint
+language plpgsql
+set search_path from current
+as $$
+declare
+    hash constant bigint := hashtextextended(key, 0);
+    held constant bigint := pg_sequence_last_value(
+        ('procrastinate_floor_' || (hash & 31))::regclass
+    );
+begin
+    if held >> 43 = (hash >> 5) & 1048575 then
+        return held & 8796093022207;
+    end if;
+    return 0;
+end;
+$$;
+
+comment on function _procrastinate_floor is
+'The floor noted under this key; zero if there is none.';
+
+create function _procrastinate_set_floor(key text, floor bigint)
+returns void
+language plpgsql
+set search_path from current
+as $$
+declare
+    hash constant bigint := hashtextextended(key, 0);
+begin
+    perform setval(
+        ('procrastinate_floor_' || (hash & 31))::regclass,
+        (((hash >> 5) & 1048575) << 43) | greatest(least(floor, 8796093022207), 1)
+    );
+end;
+$$;
+
+comment on function _procrastinate_set_floor is
+'Note a floor, for all sessions, at once and whatever becomes of this transaction.';
+
+create function _procrastinate_is_crowded(key text)
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+begin
+    return _procrastinate_floor('until ' || key) > extract(epoch from clock_timestamp()) * 1000;
+end;
+$$;
+
+comment on function _procrastinate_is_crowded is
+'Is this an index, or a part of one, that is looked through from its floor at present?';
+
+create function _procrastinate_next_look(keys text[])
+returns timestamptz
+language plpgsql
+set search_path from current
+as $$
+begin
+    return (
+        select to_timestamp(min(look.until) / 1e3)
+        from (
+            select _procrastinate_floor('until ' || named.key) as until
+            from unnest(keys || array['due', 'events']) as named (key)
+        ) as look
+        where look.until > extract(epoch from clock_timestamp()) * 1000
+    );
+end;
+$$;
+
+comment on function _procrastinate_next_look is
+'When the next of these may be looked through from the start again (null: at once).';
+
+create function _procrastinate_effort(index regclass)
+returns bigint
+language plpgsql
+set search_path from current
+as $$
+begin
+    return pg_stat_get_xact_blocks_fetched(index) + pg_stat_get_xact_tuples_returned(index) / 100;
+end;
+$$;
+
+comment on function _procrastinate_effort is
+'What this transaction has read of an index so far: blocks, and a hundredth of the entries.';
+
+create function _procrastinate_note_effort(key text, effort bigint)
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+begin
+    if effort <= 15 then
+        return false;
+    end if;
+    -- A block of entries costs some ten microseconds to pass: not more than a hundredth of the time.
+    perform _procrastinate_set_floor(
+        'until ' || key,
+        (extract(epoch from clock_timestamp()) * 1000)::bigint + least(effort, 1000)
+    );
+    return true;
+end;
+$$;
+
+comment on function _procrastinate_note_effort is
+'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
+'while, in milliseconds as many as the blocks it read, up to a second. Returns whether it did.';
