@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, LiteralString
 
 import pytest
-from concurrency import Connection, value
+from concurrency import Connect, Connection, WaitUntil, begin, value
 
 SMALL = 1_000
 LARGE = 30_000
@@ -196,3 +196,79 @@ def test_settling_a_lock_reads_its_head_only(conn: Connection, statistics: str) 
     assert full.of_jobs() <= CALLS[fetch] | {"lock_holder_idx", "lock_waiting_idx"}
     assert full.entries <= small.entries + 2 * RUNNING
     assert full.blocks <= small.blocks + LEVELS * 4 * 100
+
+
+# Under a held snapshot: the dead entries of what has been run through since.
+
+RUN_THROUGH = 20_000
+HELD: dict[str, LiteralString] = {
+    "of one queue": "'mail', 0, null",
+    "of two queues": "case number %% 2 when 0 then 'mail' else 'urgent' end, 0, null",
+    "of two priorities": "'mail', number %% 2, null",
+    "that were scheduled": "'mail', 0, clock_timestamp() + interval '1 millisecond'",
+}
+WATCHED: tuple[LiteralString, ...] = (
+    "fetch_jobs(%(worker)s, null, 1)",
+    "fetch_jobs(%(worker)s, null, 100)",
+    "fetch_jobs(%(worker)s, '{mail}', 1)",
+    "fetch_jobs(%(worker)s, '{mail,urgent}', 100)",
+    "succeed_jobs(%(worker)s, array[%(running)s], '{1}')",
+    "next_due()",
+)
+
+
+def run_through(queue: Queue, jobs: LiteralString) -> None:
+    """Defer jobs, fetch and finish them, as the worker of the queue."""
+    queue.conn.execute("select procrastinate_declare_task('t', keep_finished => '0')")
+    queue.conn.execute(
+        "insert into procrastinate_jobs (task_name, queue_name, priority, scheduled_at)"
+        f" select 't', {jobs} from generate_series(1, %s) as number",
+        (RUN_THROUGH,),
+    )
+    left = RUN_THROUGH
+    while left:
+        rows = queue.conn.execute(
+            "select id, attempt from procrastinate_fetch_jobs(%s, null, 500)", (queue.worker,)
+        ).fetchall()
+        queue.conn.execute(
+            "select procrastinate_succeed_jobs(%s, %s::bigint[], %s::integer[])",
+            (queue.worker, [row[0] for row in rows], [row[1] for row in rows]),
+        )
+        left -= len(rows)
+
+
+@pytest.mark.parametrize("jobs", HELD.values(), ids=HELD.keys())
+@pytest.mark.parametrize("holder", ["reader", "writer"])
+def test_a_held_snapshot_makes_no_call_read_more(
+    conn: Connection, connect: Connect, wait_until: WaitUntil, jobs: LiteralString, holder: str
+) -> None:
+    queue = Queue(conn, "ready", RUNNING, "never analysed")
+    small = {call: queue.read(call) for call in WATCHED}
+    queue = Queue(conn, "ready", 0, "never analysed")
+    conn.execute(
+        "update procrastinate_jobs set status = 'cancelled', finished_at = now(), "
+        "ready_seq = null where status = 'todo'"
+    )
+    other = connect()
+    begin(other, "repeatable read")
+    if holder == "writer":
+        other.execute("create temporary table written (number integer)")
+
+    run_through(queue, jobs)
+    queue.load("ready", SMALL)
+    crowded = "select _procrastinate_is_crowded('') and _procrastinate_is_crowded('mail')"
+
+    def is_from_the_floor() -> bool:
+        """Looks from the start are what makes looks begin at the floor: one a second."""
+        for names in (None, ["mail"], ["urgent"]):
+            fetch = "select procrastinate_fetch_jobs(%s, %s, 1)"
+            with conn.transaction(force_rollback=True):
+                conn.execute(fetch, (queue.worker, names))
+        return bool(value(conn, crowded))
+
+    for call in WATCHED:
+        wait_until(is_from_the_floor)
+        full = queue.read(call)
+        jobs_of_call = 100 if "100" in call else 1
+        assert full.entries <= small[call].entries + 10 * (RUNNING + jobs_of_call), call
+        assert full.blocks <= small[call].blocks + LEVELS * (jobs_of_call + 30), call

@@ -1,0 +1,118 @@
+"""Nothing is lost below a floor: what appears there late is found by the next look from the start."""
+
+from __future__ import annotations
+
+import pytest
+from concurrency import Connect, Connection, WaitUntil, Worker, begin, defer, value
+
+RUN_THROUGH = 5_000
+QUEUES = [None, ["default"], ["default", "other"]]
+
+
+@pytest.fixture
+def worker(connect: Connect) -> Worker:
+    return Worker(connect(autocommit=True))
+
+
+def run_through(conn: Connection, worker: Worker, lock: str | None = None) -> None:
+    """Leave many dead entries behind: a snapshot must be held."""
+    conn.execute(
+        "insert into procrastinate_jobs (task_name, lock)"
+        " select 't', %s || number from generate_series(1, %s) as number",
+        (lock, RUN_THROUGH),
+    )
+    left = RUN_THROUGH
+    while left:
+        ids = worker.fetch(500)
+        worker.conn.execute(
+            "select procrastinate_succeed_jobs(%s, %s, %s)", (worker.id, ids, [1] * len(ids))
+        )
+        left -= len(ids)
+
+
+def is_crowded(conn: Connection, key: str) -> bool:
+    return bool(value(conn, "select _procrastinate_is_crowded(%s)", key))
+
+
+@pytest.mark.parametrize("queues", QUEUES, ids=["all", "one", "two"])
+def test_a_job_committed_late_is_found(
+    conn: Connection,
+    connect: Connect,
+    worker: Worker,
+    wait_until: WaitUntil,
+    queues: list[str] | None,
+) -> None:
+    holder, producer = connect(), connect()
+    begin(holder, "repeatable read")
+    late = defer(producer)
+    run_through(conn, worker)
+    key = "" if queues is None else "default"
+    wait_until(lambda: worker.fetch(1, queues) == [] and is_crowded(conn, key))
+    producer.commit()
+
+    wait_until(lambda: worker.fetch(1, queues) == [late], timeout=5)
+
+
+def test_a_worker_is_told_when_to_look_again(
+    conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
+) -> None:
+    begin(connect(), "repeatable read")
+    run_through(conn, worker)
+    wait_until(lambda: worker.fetch() == [] and is_crowded(conn, ""))
+    wait = value(conn, "select extract(epoch from procrastinate_next_due())")
+    assert wait is not None
+    assert 0 <= wait <= 1
+
+
+def test_a_claim_rolled_back_is_found(
+    conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
+) -> None:
+    begin(connect(), "repeatable read")
+    run_through(conn, worker)
+    wait_until(lambda: worker.fetch() == [] and is_crowded(conn, ""))
+    job = defer(conn)
+    wait_until(lambda: not is_crowded(conn, ""))
+    begin(worker.conn)
+    assert worker.fetch(1) == [job]
+    run_through_by_another(conn, connect)
+    worker.conn.execute("rollback")
+
+    wait_until(lambda: worker.fetch(1) == [job], timeout=5)
+
+
+def run_through_by_another(conn: Connection, connect: Connect) -> None:
+    run_through(conn, Worker(connect(autocommit=True)))
+
+
+def test_a_more_urgent_job_is_found(
+    conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
+) -> None:
+    begin(connect(), "repeatable read")
+    run_through(conn, worker)
+    wait_until(lambda: worker.fetch() == [] and is_crowded(conn, ""))
+    urgent = defer(conn, priority=99)
+
+    wait_until(lambda: worker.fetch() == [urgent], timeout=5)
+
+
+def test_an_event_of_a_lock_committed_late_is_found(
+    conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
+) -> None:
+    holder, producer = connect(), connect()
+    begin(holder, "repeatable read")
+    late = defer(producer, "late")
+    run_through(conn, worker, lock="lock ")
+    wait_until(lambda: worker.fetch() == [] and is_crowded(conn, "events"))
+    producer.commit()
+
+    wait_until(lambda: worker.fetch() == [late], timeout=5)
+
+
+def test_without_dead_entries_every_look_is_from_the_start(
+    conn: Connection, worker: Worker
+) -> None:
+    conn.execute(
+        "insert into procrastinate_jobs (task_name) select 't' from generate_series(1, 99)"
+    )
+    worker.fetch(500)
+    assert not is_crowded(conn, "")
