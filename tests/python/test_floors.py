@@ -1,4 +1,4 @@
-"""Nothing is lost below a floor: what appears there late is found by the next look from the start."""
+"""Nothing is lost below a floor: the next look from the start finds what comes there late."""
 
 from __future__ import annotations
 
