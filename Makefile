@@ -48,6 +48,20 @@ test-sql: .venv/bin/pip test-programs ## Run the pgTAP tests (TESTS=tests/sql/â€
 test-python: .venv/dev .venv/binding $(PACKAGED) test-programs ## Run the Python tests (ARGS=â€¦ goes to pytest)
 	PROCRASTINATE_PG=$(PG) $(BIN)/pytest $(or $(TESTS),tests/python) $(ARGS)
 
+.PHONY: stress
+stress: .venv/dev .venv/binding $(PACKAGED) test-programs ## Stress with eight processes for a minute (OVERLAY=file.sql)
+	PROCRASTINATE_PG=$(PG) PROCRASTINATE_OVERLAY=$(OVERLAY) PROCRASTINATE_STRESS_SECONDS=60 \
+		$(BIN)/pytest -s tests/python/test_stress.py $(ARGS)
+
+.PHONY: bench
+bench: .venv/bench .venv/binding $(PACKAGED) test-programs ## Measure against the peers (ARGS='--scale 0.05')
+	@sh tools/setup.sh npm
+	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: bench-smoke
+bench-smoke: .venv/bench-smoke .venv/binding $(PACKAGED) test-programs ## The same, tiny: fails on a wrong result
+	$(BIN)/python -m bench --smoke $(ARGS)
+
 .PHONY: lint
 lint: lint-python lint-sql lint-docs ## Check style, types, function bodies, docs and checksums
 
@@ -105,6 +119,14 @@ clean: ## Remove everything that make made
 
 .venv/dev: tools/requirements.txt | .venv/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tools/requirements.txt
+	@touch $@
+
+.venv/bench: bench/requirements.txt bench/requirements-smoke.txt | .venv/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement bench/requirements.txt
+	@touch $@ .venv/bench-smoke
+
+.venv/bench-smoke: bench/requirements-smoke.txt | .venv/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement bench/requirements-smoke.txt
 	@touch $@
 
 $(PACKAGED): $(SQL) tools/flatten.py | .venv/bin/pip

@@ -1,0 +1,7 @@
+"""Where things are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / ".build" / "bench"
+HERE = ROOT / "bench"
