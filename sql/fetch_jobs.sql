@@ -62,7 +62,8 @@ $$;
 comment on function procrastinate_fetch_jobs is
 'Claim up to max_jobs runnable jobs of these queues (null: all) for a worker: by priority, then '
 'first come first served. Fewer come only if nothing else can be run that is not being claimed by '
-'another. To be called in a short read committed transaction of its own. Errors: PC004 if the '
+'another. To be called in a short read committed transaction of its own, which may give up '
+'synchronous commits: claims of jobs with a lock have them all the same. Errors: PC004 if the '
 'worker is not registered or was given up; 22023 (an empty array of queues among them); 25001 in '
 'another isolation level. Example: select * from procrastinate_fetch_jobs(7, array[''mail''], '
 'max_jobs => 10).';
@@ -201,6 +202,7 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    perform _procrastinate_keep_locks_safe(job_ids);
     return query
     update procrastinate_jobs as job
     set
@@ -230,3 +232,25 @@ $$;
 
 comment on function _procrastinate_claim is
 'Start these jobs, whose rows this transaction holds, for a worker, in this order.';
+
+create function _procrastinate_keep_locks_safe(job_ids bigint[])
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    if current_setting('synchronous_commit') <> 'off' then
+        return;
+    end if;
+    if exists (
+        select from procrastinate_jobs as job where job.id = any(job_ids) and job.lock is not null
+    ) then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+end;
+$$;
+
+comment on function _procrastinate_keep_locks_safe is
+'Whoever gives up synchronous commits for fetches, since a claim that is lost in a crash only lets '
+'the job run again, has them all the same for claims of jobs with a lock: two of them would run at '
+'once.';

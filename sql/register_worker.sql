@@ -2,7 +2,7 @@
 
 create function procrastinate_register_worker(
     name text = null,
-    heartbeat_interval interval = '1.2 seconds',
+    heartbeat_interval interval = '1.3 seconds',
     lease interval = '30 seconds'
 )
 returns bigint

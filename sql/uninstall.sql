@@ -81,6 +81,7 @@ drop function
     _procrastinate_hold_runs,
     _procrastinate_is_crowded,
     _procrastinate_is_integer,
+    _procrastinate_keep_locks_safe,
     _procrastinate_leave_locks,
     _procrastinate_make_due,
     _procrastinate_make_ready,

@@ -17,17 +17,12 @@ BATCHES = (20, 100)
 # A worker without a language: it fetches, and finishes what it got.
 FETCH_AND_FINISH = """
 \\set worker :client_id + :first
-select coalesce(
-    jsonb_agg(jsonb_build_object(
-        'job_id', job.id,
-        'attempt', job.attempt,
-        'worker_id', :worker::bigint,
-        'status', 'succeeded'
-    )),
-    '[]'
-) as outcomes
+select
+    coalesce(array_agg(job.id), '{}') as ids, coalesce(array_agg(job.attempt), '{}') as attempts
 from procrastinate_fetch_jobs(:worker::bigint, null, :batch::integer) as job \\gset
-select count(*) from procrastinate_finish_jobs(:outcomes::jsonb);
+select count(*) from procrastinate_succeed_jobs(
+    :worker::bigint, :ids::bigint[], :attempts::integer[]
+);
 """
 
 

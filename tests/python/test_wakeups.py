@@ -518,7 +518,7 @@ async def asleep(dsn: str, conn: Connection, wait_until: WaitUntil) -> AsyncIter
 
 
 async def runs(conn: Connection, job_id: int, wait_until: WaitUntil) -> None:
-    """The job is run without delay (a heartbeat, every 1.2 s, may have to come in between)."""
+    """The job is run without delay (a heartbeat, every 1.3 s, may have to come in between)."""
     await asyncio.to_thread(wait_until, lambda: status(conn, job_id) == "succeeded", 15)
 
 

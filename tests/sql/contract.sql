@@ -175,7 +175,7 @@ values
     'procrastinate_register_worker',
     array[
         'name text = null',
-        'heartbeat_interval interval = ''00:00:01.2''',
+        'heartbeat_interval interval = ''00:00:01.3''',
         'lease interval = ''00:00:30'''
     ],
     'bigint'

@@ -168,8 +168,9 @@ select is_empty(
 
 select is_empty(
     $$select our_functions.signature from our_functions
-    where our_functions.body ~ 'set_config\(''(?!procrastinate\.)|set local|synchronous_commit'$$,
-    'no function changes a setting of its caller, but for one of our own'
+    where our_functions.body ~
+        'set_config\(''(?!procrastinate\.|synchronous_commit'', ''on'', true)|set local'$$,
+    'no function changes a setting of its caller, but for one of our own, and to make commits safer'
 );
 
 select * from finish();
