@@ -161,6 +161,75 @@ async def test_so_many_threads_run_at_a_time(app: App):
     assert most == 3
 
 
+async def test_so_many_jobs_run_at_a_time_on_the_loop_and_in_threads_together(app: App):
+    running: list[str] = []
+    most, kinds = 0, set()
+
+    def note() -> None:
+        nonlocal most
+        now = running.copy()
+        most = max(most, len(now))
+        kinds.update(now)
+
+    @app.task
+    async def on_loop() -> None:
+        running.append("loop")
+        note()
+        await asyncio.sleep(0.005)
+        running.remove("loop")
+
+    @app.task
+    def in_thread() -> None:
+        running.append("thread")
+        note()
+        time.sleep(0.005)
+        running.remove("thread")
+
+    for n in range(100):
+        app.defer("on_loop" if n % 3 else "in_thread")
+    await drain(app, concurrency=4)
+    assert most == 4
+    assert kinds == {"loop", "thread"}
+
+
+async def test_jobs_start_in_their_order_wherever_they_run(app: App):
+    seen = []
+
+    @app.task
+    async def on_loop(n: int) -> None:
+        seen.append(n)
+
+    @app.task
+    def in_thread(n: int) -> None:
+        seen.append(n)
+
+    for n in range(200):
+        app.defer("on_loop" if n // 3 % 2 else "in_thread", n=n)
+    await drain(app, concurrency=1)
+    assert seen == list(range(200))
+
+
+async def test_jobs_that_never_wait_do_not_hold_up_the_loop(app: App):
+    ticks: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0)
+
+    @app.task
+    async def busy() -> None:
+        time.sleep(0.0005)  # as one that computes
+
+    busy.defer_many([{}] * 1000)
+    ticking = asyncio.create_task(tick())
+    started = time.monotonic()
+    await drain(app, concurrency=100)
+    ticking.cancel()
+    ended = time.monotonic()
+    assert len(ticks) > (ended - started) / 0.05
+
+
 async def test_a_job_that_cannot_start_soon_is_left_to_other_workers(app: App, conn: Any):
     go_on = asyncio.Event()
 
@@ -197,6 +266,23 @@ async def test_each_run_has_a_context_of_its_own(app: App):
     ids = on_loop.defer_many([{}] * 5) + in_thread.defer_many([{}] * 5)
     await drain(app, concurrency=1)
     assert [read(app, job_id).result for job_id in ids] == [0] * 10
+
+
+async def test_each_run_sees_the_context_of_the_worker(app: App):
+    variable = contextvars.ContextVar("variable", default=0)
+    variable.set(1)
+
+    @app.task
+    async def on_loop() -> int:
+        return variable.get()
+
+    @app.task
+    def in_thread() -> int:
+        return variable.get()
+
+    ids = [app.defer(name) for name in ("on_loop", "in_thread") * 20]
+    await drain(app, concurrency=3)
+    assert {read(app, job_id).result for job_id in ids} == {1}
 
 
 async def test_the_context_tells_of_the_job(app: App):
@@ -451,6 +537,20 @@ async def test_one_poisonous_outcome_fails_its_job_alone(app: App):
     assert [job.result for job in jobs[len(poison) :]] == list(range(len(poison), 100))
 
 
+async def test_a_success_that_the_database_refuses_fails_its_job_alone(app: App, conn: Any):
+    conn.execute("""
+        alter table procrastinate_jobs
+        add constraint refuses_one check (args <> '{"n": 1}' or status <> 'succeeded')
+    """)
+
+    @app.task
+    async def task(n: int) -> None: ...
+
+    ids = task.defer_many([{"n": n} for n in range(5)])
+    await drain(app)
+    assert [read(app, job_id).status == "failed" for job_id in ids] == [n == 1 for n in range(5)]
+
+
 async def test_an_encoder_that_fails_fails_its_job_alone(dsn: str):
     def encode(value: Any) -> str:
         if isinstance(value, list) and any(one.get("result") == 1 for one in value):
@@ -470,21 +570,37 @@ async def test_an_encoder_that_fails_fails_its_job_alone(dsn: str):
     app.close()
 
 
-async def test_a_report_that_breaks_the_connection_is_sent_in_parts(app: App, conn: Any):
-    conn.execute("alter function procrastinate_finish_jobs rename to the_real_one")
-    conn.execute("""
-        create function procrastinate_finish_jobs(outcomes jsonb)
+@pytest.mark.parametrize(
+    ("function", "parameters", "length", "arguments"),
+    [
+        ("finish_jobs", "outcomes jsonb", "jsonb_array_length(outcomes)", "outcomes"),
+        (
+            "succeed_jobs",
+            "worker_id bigint, job_ids bigint[], attempts integer[]",
+            "cardinality(job_ids)",
+            "worker_id, job_ids, attempts",
+        ),
+    ],
+)
+async def test_a_report_that_breaks_the_connection_is_sent_in_parts(
+    app: App, conn: Any, function: str, parameters: str, length: str, arguments: str
+):
+    conn.execute(f"alter function procrastinate_{function} rename to the_real_one")
+    conn.execute(f"""
+        create function procrastinate_{function}({parameters})
         returns table (ordinal integer, job_id bigint, reason text) language plpgsql as $$
         begin
-            if jsonb_array_length(outcomes) > 3 then
+            if {length} > 3 then
                 perform pg_terminate_backend(pg_backend_pid());
             end if;
-            return query select * from the_real_one(outcomes);
+            return query select * from the_real_one({arguments});
         end $$
     """)
+    result = 1 if function == "finish_jobs" else None
 
     @app.task
-    async def task() -> None: ...
+    async def task() -> int | None:
+        return result
 
     ids = task.defer_many([{}] * 50)
     await drain(app, concurrency=50)
@@ -576,6 +692,48 @@ async def test_an_async_task_is_cancelled_when_somebody_asks(app: App):
         await until_status(app, job_id, "doing")
         app.job_store.cancel_job(job_id, abort=True)
         await until_status(app, job_id, "aborted")
+
+
+@pytest.mark.parametrize("wait", [True, False])
+async def test_a_task_that_cancels_itself_does_not_cancel_the_next(app: App, wait: bool):
+    @app.task
+    async def cancels_itself() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if wait:
+            await asyncio.sleep(0)
+
+    @app.task
+    async def other() -> None:
+        await asyncio.sleep(0)
+
+    ids = [app.defer(name) for name in ("cancels_itself", "other") * 5]
+    await drain(app, concurrency=1)
+    ends = ["failed" if wait else "succeeded", "succeeded"] * 5
+    assert [read(app, job_id).status for job_id in ids] == ends
+
+
+async def test_a_task_may_survive_being_cancelled_and_the_next_is_not(app: App):
+    @app.task
+    async def stubborn() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.01)
+        return "all the same"
+
+    @app.task
+    async def other() -> None:
+        await asyncio.sleep(0.01)
+
+    first, second = stubborn.defer(), other.defer()
+    async with working(app, concurrency=1):
+        await until_status(app, first, "doing")
+        app.job_store.cancel_job(first, abort=True)
+        await until_status(app, second, "succeeded")
+    job = read(app, first)
+    assert (job.status, job.result) == ("succeeded", "all the same")
 
 
 async def test_a_sync_task_sees_that_somebody_asks(app: App):
@@ -871,8 +1029,9 @@ async def test_it_does_not_spin_for_a_due_job_that_somebody_holds(
     @app.task
     async def task() -> None: ...
 
-    job_id = task.configure(schedule_in=0.01).defer()
     holder = connect()
+    # Held before it is due: else it might be ready by then, and nobody would look out for it.
+    job_id = task.configure(schedule_in=0.3).defer()
     holder.execute("select from procrastinate_jobs where id = %s for update", [job_id])
     async with working(app, poll_interval=3600):
         await until(lambda: len(looks) > 10)

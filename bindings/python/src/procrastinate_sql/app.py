@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -51,6 +50,9 @@ class App:
         prepared_statements: None: use them unless a pooler is found in between.
         dumps: Turns args and results into JSON text.
         loads: The reverse.
+        encode: Turns the args of a job, or a result, into what is to be stored of it, to encrypt it
+            for example (args have to stay a dict). By default it is stored as it is.
+        decode: The reverse. A job whose args it refuses (raising anything) fails, and no other.
 
     Attributes:
         tasks: The tasks by name.
@@ -66,11 +68,13 @@ class App:
         schema: str | None = None,
         prepared_statements: bool | None = None,
         dumps: Callable[[Any], str] = Codec.dumps,
-        loads: Callable[[str | bytes], Any] = json.loads,
+        loads: Callable[[str], Any] = Codec.loads,
+        encode: Callable[[Any], Any] | None = None,
+        decode: Callable[[Any], Any] | None = None,
     ) -> None:
         self.tasks: dict[str, Task[..., Any]] = {}
         self.middlewares: list[Middleware] = []
-        self.codec = Codec(schema, dumps, loads)
+        self.codec = Codec(schema, dumps, loads, encode, decode)
         self.connect_to(dsn, prepared_statements=prepared_statements)
 
     def connect_to(
@@ -113,6 +117,7 @@ class App:
         name: str | None = None,
         pass_context: bool = False,
         run_in: RunIn = "thread",
+        batch: int | None = None,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 
     def task(
@@ -122,7 +127,7 @@ class App:
     ) -> Any:
         """Decorate a function to be called for jobs: `@app.task` or `@app.task(queue="mail", …)`.
 
-        All but the last three options say, to the database, how jobs of the task are treated,
+        All but the last four options say, to the database, how jobs of the task are treated,
         whatever the language of who defers and who runs them.
 
         Args:
@@ -139,6 +144,10 @@ class App:
             name: Its name in the queue; by default the function's.
             pass_context: Pass a `JobContext` as the first argument.
             run_in: Where a sync function runs: "thread", or "process" for one that computes.
+            batch: Call the function once for up to so many jobs, with a list of their `JobContext`
+                as its only argument. It never waits for more jobs than there are. When it returns
+                they have succeeded, when it raises they have failed, but for those that it ended
+                one by one: see `JobContext.set_result`.
 
         Raises:
             ValueError: Another task has this name, or the function cannot be a task.
@@ -154,10 +163,11 @@ class App:
         queue: str | None = None,
         pass_context: bool = False,
         run_in: RunIn = "thread",
+        batch: int | None = None,
         **policy: Any,
     ) -> Task[..., Any]:
         declaration = calls.declare_task(name or func.__name__, queue_name=queue, **policy)
-        task = Task(self, func, declaration, pass_context=pass_context, run_in=run_in)
+        task = Task(self, func, declaration, pass_context=pass_context, run_in=run_in, batch=batch)
         other = self.tasks.get(task.name)
         if other is not None and _origin(other.func) != _origin(func):
             raise ValueError(f"there is another task {task.name} in {other.func.__module__}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
 from functools import lru_cache, wraps
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -18,11 +18,12 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from psycopg import sql
 
 from procrastinate_sql.errors import InvalidArgument
-from procrastinate_sql.job import FetchedJob, Job
+from procrastinate_sql.job import FetchedJob, Job, UnreadableArgs
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Rows = Sequence[tuple[Any, ...]]
+Loads = Callable[[str], Any]
 Duration = timedelta | float | Mapping[str, float]
 
 # An argument means the same wherever it occurs. Casting makes one statement of each call, whatever
@@ -46,6 +47,21 @@ _TYPES: Mapping[str, str] = {
     for name in names.split()
 }
 JSON_ARGUMENTS = frozenset(name for name, type_name in _TYPES.items() if type_name == "jsonb")
+
+
+def encoded(name: str, value: Any, encode: Callable[[Any], Any]) -> Any:
+    """Return a JSON argument with the args and the results in it encoded."""
+    if name == "args":
+        return encode({} if value is None else value)
+    if name == "jobs":
+        return [{**job, "args": encoded("args", job.get("args"), encode)} for job in value]
+    if name == "outcomes":
+        return [
+            one if one.get("result") is None else {**one, "result": encode(one["result"])}
+            for one in value
+        ]
+    return None if value is None else encode(value)
+
 
 # Arguments that are more than their value. A delay, which the SQL functions do not take, is added
 # to the clock of the server: it is the only one that counts.
@@ -71,11 +87,11 @@ class Answer(Generic[T]):
     """How the answer to a call is read.
 
     Attributes:
-        read: Turns the rows into the value of the call.
+        read: Turns the rows, and a decoder for the JSON texts in them, into the value of the call.
         columns: What to select, in the order that `read` expects.
     """
 
-    read: Callable[[Rows], T]
+    read: Callable[[Rows, Loads], T]
     columns: str = "*"
 
 
@@ -138,7 +154,10 @@ def _read_argument(name: str, value: Any) -> Any:
     if _TYPES[name].endswith("[]"):
         if isinstance(value, str):
             raise InvalidArgument(f"{name}: must be a list", f"Pass [{value!r}].")
-        return list(value)
+        if _TYPES[name] == "text[]":
+            return list(value)
+        # As the text of an array: the driver would take ten times as long to make one of a list.
+        return "{" + ",".join(map(str, value)) + "}"
     return value
 
 
@@ -156,14 +175,24 @@ def _call(function: Callable[P, Answer[T]]) -> Callable[P, Call[T]]:
     return build
 
 
+# Binary answers know no text of an enum; and JSON is decoded here, from its text: through the
+# driver that would cost more than all other columns together.
+_READ_AS_TEXT = {"args", "result", "status"}
+
+
 @lru_cache
 def _columns(row: type) -> str:
-    return ", ".join(field.name for field in fields(row))
+    names = [field.name for field in fields(row)]
+    return ", ".join(f"{name}::text" if name in _READ_AS_TEXT else name for name in names)
 
 
-_NOTHING: Answer[None] = Answer(lambda rows: None)
-_VALUE: Answer[Any] = Answer(lambda rows: rows[0][0])
-_COLUMN: Answer[list[Any]] = Answer(lambda rows: [row[0] for row in rows])
+_NOTHING: Answer[None] = Answer(lambda rows, loads: None)
+_VALUE: Answer[Any] = Answer(lambda rows, loads: rows[0][0])
+_COLUMN: Answer[list[Any]] = Answer(lambda rows, loads: [row[0] for row in rows])
+
+
+def _tuples(columns: str) -> Answer[list[Any]]:
+    return Answer(lambda rows, loads: list(rows), columns)
 
 
 # --- Creating jobs -----------------------------------------------------------------
@@ -219,7 +248,7 @@ def defer_jobs(
         QueueingLockTaken: As for defer_job.
     """
     return Answer(
-        lambda rows: [(job_id, created) for _, job_id, created in sorted(rows)],
+        lambda rows, loads: [(job_id, created) for _, job_id, created in sorted(rows)],
         "ordinal, id, created",
     )
 
@@ -264,7 +293,7 @@ def declare_task(
 @_call
 def register_worker(
     name: str | None = None,
-    heartbeat_interval: Duration = timedelta(seconds=1.2),
+    heartbeat_interval: Duration = timedelta(seconds=1.3),
     lease: Duration = timedelta(seconds=30),
 ) -> Answer[int]:
     """Register a worker and return its id (procrastinate_register_worker).
@@ -314,7 +343,7 @@ def heartbeat(
     Raises:
         WorkerNotRegistered: It was given up: register again, and drop all jobs.
     """
-    return Answer(lambda rows: Beat(*rows[0]), _columns(Beat))
+    return Answer(lambda rows, loads: Beat(*rows[0]), _columns(Beat))
 
 
 @_call
@@ -341,7 +370,18 @@ def fetch_jobs(
     Raises:
         WorkerNotRegistered: It was given up: register again.
     """
-    return Answer(lambda rows: [FetchedJob(*row) for row in rows], _columns(FetchedJob))
+    return Answer(_read_fetched, _columns(FetchedJob))
+
+
+def _read_fetched(rows: Rows, loads: Loads) -> list[FetchedJob]:
+    jobs = [FetchedJob(*row) for row in rows]
+    for job in jobs:
+        try:
+            job.args = loads(job.args)  # type: ignore[arg-type]
+        except Exception as error:  # the app's own decoder may raise anything
+            # They are claimed, all of them: none may be left behind because of another.
+            job.args = UnreadableArgs(error)  # type: ignore[assignment]
+    return jobs
 
 
 @_call
@@ -369,7 +409,7 @@ def rescue_jobs(
     Returns:
         The id, the former worker and the new status of each job.
     """
-    return Answer(list, "job_id, worker_id, status")
+    return _tuples("job_id, worker_id, status")
 
 
 # --- Ending runs -------------------------------------------------------------------
@@ -456,7 +496,24 @@ def finish_jobs(outcomes: Sequence[Mapping[str, Any]]) -> Answer[list[tuple[int,
     Raises:
         InvalidArgument: An element is malformed; nothing was applied.
     """
-    return Answer(list, "ordinal, job_id, reason")
+    return _tuples("ordinal, job_id, reason")
+
+
+@_call
+def succeed_jobs(
+    worker_id: int, job_ids: Sequence[int], attempts: Sequence[int]
+) -> Answer[list[tuple[int, int, str]]]:
+    """Close many runs as succeeded, without a result (procrastinate_succeed_jobs).
+
+    Args:
+        worker_id: The worker that ran them.
+        job_ids: Their jobs.
+        attempts: Their attempts, in the same order.
+
+    Returns:
+        Those that were refused: ordinal (from 1), id of the job, reason.
+    """
+    return _tuples("ordinal, job_id, reason")
 
 
 @_call
@@ -522,11 +579,15 @@ def rerun_job(job_id: int) -> Answer[None]:
 @_call
 def get_job(job_id: int) -> Answer[Job | None]:
     """Read one job; None if there is no such job (procrastinate_get_job)."""
-    return Answer(
-        lambda rows: Job(*rows[0]) if rows else None,
-        # Binary answers know no text of an enum.
-        _columns(Job).replace("status", "status::text"),
-    )
+    return Answer(_read_job, _columns(Job))
+
+
+def _read_job(rows: Rows, loads: Loads) -> Job | None:
+    if not rows:
+        return None
+    job = Job(*rows[0])
+    result = None if job.result is None else loads(job.result)
+    return replace(job, args=loads(job.args), result=result)  # type: ignore[arg-type]
 
 
 @_call
@@ -565,7 +626,7 @@ def purge_jobs(
 @_call
 def repair() -> Answer[list[tuple[str, int]]]:
     """Mend what a restore can leave behind; returns what, and how much (procrastinate_repair)."""
-    return Answer(list, "mended, amount")
+    return _tuples("mended, amount")
 
 
 @_call
@@ -578,9 +639,17 @@ def schema_version() -> Answer[int]:
 
 # One upgrade at a time, in whatever schema.
 LOCK_UPGRADES = b"select pg_advisory_xact_lock(hashtext('procrastinate-sql upgrade'))"
-PIN_SCHEMA = b"select set_config('search_path', format('%I, pg_temp', current_schema()), true)"
+
+# Whoever waits to lock a table holds up all who come after, so it does not wait long; and not as
+# long as deadlock_timeout, so that of two that wait for each other the upgrade gives up.
+WAIT_BRIEFLY = b"set local lock_timeout = '500ms'"
+# Without a current schema these two change nothing and say no.
+PIN_SCHEMA = (
+    b"select set_config('search_path', coalesce("
+    b"quote_ident(current_schema()) || ', pg_temp', current_setting('search_path')), true)"
+)
 IS_INSTALLED = (
-    b"select to_regprocedure(format('%I.procrastinate_schema_version()', current_schema()))"
+    b"select to_regprocedure(quote_ident(current_schema()) || '.procrastinate_schema_version()')"
     b" is not null"
 )
 

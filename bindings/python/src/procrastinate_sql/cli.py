@@ -86,7 +86,7 @@ def _add_schema(commands: Any, database: argparse.ArgumentParser) -> None:
         "schema",
         help="install, upgrade, check or remove the schema",
         description="install: into the current schema, all or nothing\n"
-        "upgrade: apply what is missing\n"
+        "upgrade: apply what is missing, while producers and workers go on\n"
         "check: does the schema fit this package? exit code 0 or 1\n"
         "uninstall: drop everything, jobs included (needs --yes)",
         epilog="example:\n  procrastinate-sql schema install --dsn postgresql://localhost/shop",
@@ -94,6 +94,13 @@ def _add_schema(commands: Any, database: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("action", choices=["install", "upgrade", "check", "uninstall"])
     parser.add_argument("--yes", action="store_true", help="do drop all jobs")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=schema.PATIENCE,
+        metavar="SECONDS",
+        help=f"how long an upgrade tries to lock the tables ({schema.PATIENCE})",
+    )
     parser.set_defaults(run=_schema)
 
 
@@ -105,7 +112,7 @@ def _schema(options: argparse.Namespace) -> None:
             schema.install(connection, options.schema)
             print("installed")
         elif options.action == "upgrade":
-            applied = schema.upgrade(connection, options.schema)
+            applied = schema.upgrade(connection, options.schema, options.wait)
             print("\n".join(f"applied {name}" for name in applied) or "nothing to do")
         elif options.action == "uninstall":
             schema.uninstall(connection, options.schema)
@@ -117,14 +124,12 @@ def _schema(options: argparse.Namespace) -> None:
 def _check(installed: int | None, needed: int) -> None:
     if installed is None:
         raise Failure("not installed: run procrastinate-sql schema install")
-    if installed != needed:
-        older = "schema: run procrastinate-sql schema upgrade"
-        newer = "package: run pip install --upgrade procrastinate-sql"
+    if installed < needed:
         raise Failure(
             f"the schema has version {installed}, this package needs {needed}; "
-            f"upgrade the {older if installed < needed else newer}"
+            "upgrade the schema: run procrastinate-sql schema upgrade"
         )
-    print(f"version {installed}, as needed")
+    print(f"version {installed}, {'as needed' if installed == needed else f'{needed} is needed'}")
 
 
 # --- defer -------------------------------------------------------------------------

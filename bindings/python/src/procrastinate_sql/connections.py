@@ -80,8 +80,8 @@ class Address:
         """Open a connection; return it, and whether a pooler is in between.
 
         Raises:
-            SchemaVersionError: There is no schema or, if that is to be checked, one of a version
-                that does not fit.
+            SchemaVersionError: There is no schema or, if that is to be checked, an older one than
+                this package needs.
         """
         connection = psycopg.connect(**self.options())
         with _or_closed(connection):
@@ -130,15 +130,11 @@ def _or_closed(connection: SyncConnection | AsyncConnection) -> Iterator[None]:
 
 
 def _check_version(installed: int) -> None:
+    # A newer one does: functions only grow, by arguments and columns that nobody has to know.
     if installed < SCHEMA_VERSION:
         raise errors.SchemaVersionError(
             f"the schema has version {installed}, and this package needs {SCHEMA_VERSION}",
-            "Upgrade it: procrastinate-sql schema upgrade.",
-        )
-    if installed > SCHEMA_VERSION:
-        raise errors.SchemaVersionError(
-            f"the schema has version {installed}, and this package knows {SCHEMA_VERSION}",
-            "Upgrade the package: pip install --upgrade procrastinate-sql.",
+            "Upgrade it: procrastinate-sql schema upgrade, or psql -f migrations/upgrade.sql.",
         )
 
 

@@ -35,8 +35,16 @@ class JobAborted(Exception):
     """Raised by a sync task that stops because `JobContext.abort_requested` says so."""
 
 
+class JobFailed(Exception):
+    """A run failed, and this text is all there is to say about it."""
+
+
 class JobContext:
     """First argument of a task with pass_context=True, and of middleware.
+
+    A batch task gets a list of them. For its jobs `set_result`, `set_error` and `set_retry` do what
+    for a single one `return` and `raise` do, as the methods of a `Future`: the run ends so when the
+    task returns or raises, whatever else that means for the other jobs. The last one counts.
 
     Attributes:
         app: The app whose worker runs the job.
@@ -53,10 +61,26 @@ class JobContext:
     def abort_requested(self) -> bool:
         """Should this run stop? Somebody asked, its time is up, it was lost, or the worker stops.
 
-        An `async def` task is cancelled instead. A sync one is to look at this now and then, and to
-        raise `JobAborted`; a run that returns all the same has succeeded, unless its time was up.
+        An `async def` task is cancelled instead (in a batch, when all of its jobs are to stop). A
+        sync one is to look at this now and then, and to raise `JobAborted`; a run that returns all
+        the same has succeeded, unless its time was up.
         """
         return self._run.stop_reason is not None
+
+    def set_result(self, result: Any = None) -> None:
+        """Let this run succeed, whatever becomes of the others in its batch."""
+        self._run.own_end = (result, None)
+
+    def set_error(self, error: BaseException | str) -> None:
+        """Let this run fail as if the task had raised this error, or with this text.
+
+        `JobAborted` and `Retry` mean here what they mean when they are raised.
+        """
+        self._run.own_end = (None, JobFailed(error) if isinstance(error, str) else error)
+
+    def set_retry(self, retry_in: Duration | None = None, error: str | None = None) -> None:
+        """Let this run end and the job have another one; arguments and errors as for `Retry`."""
+        self.set_error(Retry(retry_in, error))
 
     def retry(self, retry_in: Duration | None = None, error: str | None = None) -> NoReturn:
         """End this run and ask for another one: raise `Retry`."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
+
+from procrastinate_sql.errors import InvalidArgument
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +57,31 @@ class FetchedJob:
     scheduled_at: datetime | None
     attempt: int
     timeout: timedelta | None
+
+
+class UnreadableArgs(Mapping[str, Any]):
+    """Stands for the args of a job that cannot be decoded here.
+
+    Whoever looks into them gets the reason, as an `InvalidArgument`: so the run of that job fails.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def _refuse(self) -> NoReturn:
+        error = self._error
+        message = f"args: cannot be decoded: {str(error) or type(error).__name__}"
+        raise InvalidArgument(message) from error
+
+    def __getitem__(self, name: str) -> Any:
+        self._refuse()
+
+    def __iter__(self) -> Iterator[str]:
+        self._refuse()
+
+    def __len__(self) -> int:
+        self._refuse()
+
+    def __reduce__(self) -> NoReturn:
+        # On the way to another process.
+        self._refuse()

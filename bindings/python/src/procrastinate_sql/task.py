@@ -50,6 +50,14 @@ class Parameters:
             )
 
 
+def _takes_one(func: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(func).bind(object())
+    except TypeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Deferrer:
     """Defers jobs of one task; made by `App.configure`, which describes the options."""
@@ -121,7 +129,8 @@ class Deferrer:
 
     def _check(self, args: Mapping[str, Any]) -> None:
         task = self.app.tasks.get(self.task_name)
-        if task is not None:
+        # What a batch task makes of the arguments of a job is its own affair.
+        if task is not None and task.parameters is not None:
             task.parameters.check(self.task_name, args)
 
     def _options(self) -> dict[str, Any]:
@@ -156,10 +165,12 @@ class Task(Generic[P, R]):
         func: The function.
         name: Its name in the queue.
         declaration: The call that tells the database how its jobs are treated.
-        parameters: What it takes.
+        parameters: What it takes by keyword; None for a batch task.
         pass_context: Its first argument is a `JobContext`.
         run_in: Where a sync function runs: "thread" or "process".
+        batch: It is called for up to so many jobs at once (None: for one).
         is_async: It is an `async def`.
+        takes_args_only: A worker calls it with the arguments of a job, and does no more than that.
     """
 
     def __init__(
@@ -170,18 +181,26 @@ class Task(Generic[P, R]):
         *,
         pass_context: bool = False,
         run_in: RunIn = "thread",
+        batch: int | None = None,
     ) -> None:
         self.app = app
         self.func = func
         self.name: str = declaration.arguments["task_name"]
         self.declaration = declaration
-        self.parameters = Parameters(func, pass_context)
+        self.parameters = Parameters(func, pass_context) if batch is None else None
         self.pass_context = pass_context
         self.run_in = run_in
+        self.batch = batch
         self.is_async = inspect.iscoroutinefunction(func)
-        if run_in == "process" and (self.is_async or pass_context):
+        self.takes_args_only = not (pass_context or batch or run_in == "process")
+        if run_in == "process" and (self.is_async or pass_context or batch is not None):
             raise ValueError(
                 f"task {self.name}: only a sync function without context runs in a process"
+            )
+        if batch is not None and (batch < 1 or pass_context or not _takes_one(func)):
+            raise ValueError(
+                f"task {self.name}: a function for batches of 1 or more takes the list of their"
+                " contexts, and nothing else"
             )
         self.__doc__ = func.__doc__
         self.__name__ = getattr(func, "__name__", self.name)

@@ -2,7 +2,12 @@
 
     worker      starts and stops the parts below
     fetching    when to fetch, and how many
+    pace        how many jobs can be held in advance
     running     the jobs that this process holds
+    waiting     those that have not started
+    slots       calls on the event loop
+    threads     calls in threads
+    calling     how a task is called
     run         one run of one job, and what became of it
     finishing   reports outcomes in batches
     heartbeat   a thread that keeps the lease and hears what to do

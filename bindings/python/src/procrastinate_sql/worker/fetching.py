@@ -52,6 +52,7 @@ class Fetcher:
         self._wake = asyncio.Event()
         self._waits_for_room = False
         self._timer: asyncio.TimerHandle | None = None
+        self._is_poll = False
         self._stopping = False
         self._doubt_ends = self._next_check = self._loop.time()
         self.worker_id: int | None = None
@@ -120,8 +121,12 @@ class Fetcher:
         if worker_id == self.worker_id:
             self._running.add(jobs, worker_id)
         if wanted and len(jobs) < wanted and not self._wake.is_set():
-            self._wake_in(self._poll_interval * random.uniform(0.75, 1.25), replace=True)
-            self.due_in(await self._store.next_due(self._queue_names))
+            was_poll, self._is_poll = self._is_poll, False
+            interval = self._poll_interval * random.uniform(0.75, 1.25)
+            self._wake_in(interval, self._poll, replace=True)
+            # Of what is due the heartbeat tells too, often enough for who looked without a reason.
+            if jobs or not was_poll:
+                self.due_in(await self._store.next_due(self._queue_names))
         if self._loop.time() < self._doubt_ends:
             self._wake_in(DOUBT_STEP)
         return len(jobs)
@@ -142,14 +147,20 @@ class Fetcher:
             self._doubt_ends = self._next_check + DOUBT
         self._on_trouble()
 
-    def _wake_in(self, seconds: float, replace: bool = False) -> None:
+    def _wake_in(
+        self, seconds: float, wake: Callable[[], None] | None = None, *, replace: bool = False
+    ) -> None:
         """Wake after so long, unless that is later than planned already."""
         when = self._loop.time() + seconds
         if self._timer is not None:
             if not replace and not self._timer.cancelled() and self._timer.when() <= when:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._ring)
+        self._timer = self._loop.call_at(when, wake or self._ring)
+
+    def _poll(self) -> None:
+        self._is_poll = True
+        self._ring()
 
     def _ring(self) -> None:
         self._timer = None

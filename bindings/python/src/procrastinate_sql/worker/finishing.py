@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from procrastinate_sql.job_store import AsyncJobStore
 from procrastinate_sql.worker.backoff import RETRIABLE, delays, is_refusal, reason
-from procrastinate_sql.worker.run import Outcome, Run, storable
+from procrastinate_sql.worker.run import Outcome, Run, outcome, storable
+
+T = TypeVar("T")
 
 logger = logging.getLogger("procrastinate_sql.worker")
 
@@ -38,39 +41,56 @@ class Finisher:
         self._on_lock_freed = on_lock_freed
         self._on_trouble = on_trouble
         self._frees_lock = False
-        self._queue: list[Outcome] = []
-        self._batch: list[Outcome] = []
+        # What is on its way stays in these until it has arrived.
+        self._successes: list[Run] = []
+        self._outcomes: list[Outcome] = []
+        self._releases: list[Run] = []
         self._apart: dict[asyncio.Task[None], Outcome] = {}
+        self._is_awake = False
         self._news = asyncio.Event()
         self._done = asyncio.Event()
         self._done.set()
 
+    def succeed(self, run: Run) -> None:
+        """Report, with the next batch, that a run succeeded without a result."""
+        self._successes.append(run)
+        if run.job.lock is not None:
+            self._frees_lock = True
+        if not self._is_awake:
+            self._wake()
+
     def report(self, outcome: Outcome, *, frees_lock: bool = False) -> None:
-        """Send an outcome with the next batch."""
-        self._queue.append(outcome)
+        """Report an outcome with the next batch."""
+        self._outcomes.append(outcome)
         self._frees_lock |= frees_lock
-        self._news.set()
-        self._done.clear()
+        self._wake()
 
     def report_apart(self, outcome: Outcome) -> None:
         """Send an outcome beside the batches: a transaction of the task may still hold its job."""
-        task = asyncio.create_task(self._send([outcome]))
+        task = asyncio.create_task(self._send([outcome], self._finish))
         self._apart[task] = outcome
         task.add_done_callback(self._apart_sent)
         self._done.clear()
 
     def release(self, runs: Sequence[Run]) -> None:
         """Give back jobs that were not started."""
-        for run in runs:
-            self.report({"job_id": run.job.id, "worker_id": run.worker_id, "release": True})
+        if runs:
+            self._releases += runs
+            self._wake()
+
+    def _wake(self) -> None:
+        self._is_awake = True
+        self._news.set()
+        self._done.clear()
 
     def job_ids(self) -> set[int]:
         """Return the jobs whose outcome has not arrived, as far as is known."""
-        return {o["job_id"] for o in (*self._queue, *self._batch, *self._apart.values())}
+        runs = {run.job.id for run in (*self._successes, *self._releases)}
+        return runs.union(o["job_id"] for o in (*self._outcomes, *self._apart.values()))
 
     def is_behind(self) -> bool:
         """Do so many outcomes wait that no more jobs should be run?"""
-        return len(self._queue) > MAX_BACKLOG
+        return len(self._successes) + len(self._outcomes) > MAX_BACKLOG
 
     def is_idle(self) -> bool:
         """Is there nothing to send?"""
@@ -86,33 +106,41 @@ class Finisher:
             while True:
                 await self._news.wait()
                 self._news.clear()
-                while self._queue:
-                    self._batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
-                    await self._send(self._batch)
+                while self._has_some():
+                    await self._send(self._successes, self._succeed)
+                    await self._send(self._outcomes, self._finish)
+                    await self._send(self._releases, self._release)
                     if self._frees_lock:
                         self._frees_lock = False
                         self._on_lock_freed()
                     self._note_sent()
+                self._is_awake = False
         finally:
             for task in self._apart:
                 task.cancel()
+
+    def _has_some(self) -> bool:
+        return bool(self._successes or self._outcomes or self._releases)
 
     def _apart_sent(self, task: asyncio.Task[None]) -> None:
         del self._apart[task]
         self._note_sent()
 
     def _note_sent(self) -> None:
-        if not self._queue and not self._batch and not self._apart:
+        if not self._has_some() and not self._apart:
             self._done.set()
         self._on_room()
 
-    async def _send(self, batch: list[Outcome]) -> None:
-        """Send a batch and empty it, however often the server is lost."""
-        size = len(batch)
+    async def _send(
+        self, queue: list[T], apply: Callable[[Sequence[T]], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Send a batch from a queue and take it out, however often the server is lost."""
+        left = size = min(len(queue), MAX_BATCH)
         backoff = delays()
-        while batch:
+        while left:
+            batch = queue[: min(size, left)]
             try:
-                await self._apply(batch[:size])
+                await apply(batch)
             except RETRIABLE as error:
                 logger.warning("cannot report outcomes, trying again: %s", reason(error))
                 self._on_trouble()
@@ -120,16 +148,28 @@ class Finisher:
                 size = max(1, size // 2)
                 await asyncio.sleep(next(backoff))
             else:
-                del batch[:size]
+                del queue[: len(batch)]
+                left -= len(batch)
                 size *= 2
                 backoff = delays()
 
-    async def _apply(self, outcomes: Sequence[Outcome]) -> None:
-        if ended := [outcome for outcome in outcomes if "release" not in outcome]:
-            await self._finish(ended)
-        released = [outcome for outcome in outcomes if "release" in outcome]
-        for worker_id in {outcome["worker_id"] for outcome in released}:
-            ids = [o["job_id"] for o in released if o["worker_id"] == worker_id]
+    async def _succeed(self, runs: Sequence[Run]) -> None:
+        for worker_id in {run.worker_id for run in runs}:
+            jobs = [run.job for run in runs if run.worker_id == worker_id]
+            ids, attempts = [job.id for job in jobs], [job.attempt for job in jobs]
+            try:
+                refused = await self._store.succeed_jobs(worker_id, ids, attempts)
+            except RETRIABLE as error:
+                if not is_refusal(error):
+                    raise
+                # One by one, if need be.
+                await self._finish([outcome(job, worker_id, status="succeeded") for job in jobs])
+            else:
+                self._note_refused(refused)
+
+    async def _release(self, runs: Sequence[Run]) -> None:
+        for worker_id in {run.worker_id for run in runs}:
+            ids = [run.job.id for run in runs if run.worker_id == worker_id]
             await self._store.release_jobs(worker_id, ids)
 
     async def _finish(self, outcomes: Sequence[Outcome]) -> None:
@@ -145,7 +185,10 @@ class Finisher:
                 await self._finish(outcomes[middle:])
             else:
                 await self._fail(outcomes[0], error)
-            return
+        else:
+            self._note_refused(refused)
+
+    def _note_refused(self, refused: Sequence[tuple[int, int, str]]) -> None:
         for _, job_id, why in refused:
             logger.info("the outcome of job %s came too late: %s", job_id, why)
 

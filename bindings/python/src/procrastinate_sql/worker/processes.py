@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from procrastinate_sql.context import Retry
+from procrastinate_sql.context import JobFailed, Retry
 
 if TYPE_CHECKING:
     from procrastinate_sql.worker.run import Run
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _spawn = multiprocessing.get_context("spawn")
 
 
-class ChildFailed(Exception):
+class ChildFailed(JobFailed):
     """A task failed in its process: the text is the error that it raised there."""
 
 

@@ -1,148 +1,109 @@
-"""One run of one job: call the task, and say what became of it."""
+"""One run of one job, or of a batch of jobs with one call: what is known of it until it is over."""
 
 from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
-from contextvars import copy_context
-from dataclasses import dataclass
-from inspect import isasyncgenfunction
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from procrastinate_sql.context import JobAborted, JobContext, Retry
+from procrastinate_sql.context import JobAborted, JobFailed, Retry
 from procrastinate_sql.job import FetchedJob
 from procrastinate_sql.task import Task
-from procrastinate_sql.worker.processes import Child, ChildDied, ChildFailed
+from procrastinate_sql.worker.processes import ChildDied
 
 if TYPE_CHECKING:
-    from procrastinate_sql.worker.running import Running
+    from procrastinate_sql.worker.processes import Child
 
 Outcome = dict[str, Any]
 
 MAX_ERROR = 10_000  # characters
 
 
-@dataclass(slots=True, eq=False)
 class Run:
     """One run of a job that this worker holds.
 
     Attributes:
         job: The job.
+        task: Its task.
         worker_id: As whom it was claimed: a worker that was given up gets a new id.
-        task: Its task; None if this worker does not know it.
         claimed_at: When it came, by the clock of the event loop.
+        on_loop: It is called on the event loop, not in a thread.
         stop_reason: Why it is to stop: "abort", "timeout", "lost", "handed back", or None.
         finished: The task finishes the job in a transaction of its own.
+        own_end: What the task said of how this run ends: the result, or an error.
         child: The process in which it runs now, if any.
-        coroutine: What runs it, once it was started.
-        begun: That is under way.
+        size: How many jobs its call has.
     """
 
-    job: FetchedJob
-    worker_id: int
-    task: Task[..., Any] | None
-    claimed_at: float
+    size = 1
+    # Most runs have none of these, and thousands are made each second.
     stop_reason: str | None = None
     finished: bool = False
+    own_end: tuple[Any, BaseException | None] | None = None
     child: Child | None = None
-    coroutine: asyncio.Task[None] | None = None
-    begun: bool = False
-    _timer: asyncio.TimerHandle | None = None
 
-    def start(self, loop: asyncio.AbstractEventLoop, coroutine: Any) -> None:
-        """Begin; from now on the run can be stopped."""
-        self.coroutine = loop.create_task(coroutine)
-        if self.job.timeout is not None:
-            seconds = self.job.timeout.total_seconds()
-            self._timer = loop.call_later(seconds, self.stop, "timeout")
+    def __init__(
+        self,
+        job: FetchedJob,
+        task: Task[..., Any],
+        worker_id: int,
+        claimed_at: float,
+        on_loop: bool,
+    ) -> None:
+        self.job = job
+        self.task = task
+        self.worker_id = worker_id
+        self.claimed_at = claimed_at
+        self.on_loop = on_loop
+
+    @property
+    def runs(self) -> Sequence[Run]:
+        """The runs of the call: this one."""
+        return (self,)
 
     def stop(self, reason: str) -> None:
-        """Make the run end: cancel a coroutine, kill a process, raise the flag of a thread."""
+        """Make the run end: raise its flag, kill its process."""
         # A first reason stays, but for the one that makes any outcome void.
         self.stop_reason = "lost" if reason == "lost" else self.stop_reason or reason
         if child := self.child:
             child.kill()
-        # A coroutine that was cancelled before its first step would not even note its end.
-        if self.begun and self.task and self.task.is_async and self.coroutine:
-            self.coroutine.cancel()
 
-    async def perform(self, running: Running) -> Outcome | None:
-        """Call the task; return what to report, or None."""
-        self.begun = True
-        task = self.task
-        if task is None:
-            return self._outcome(
-                status="failed",
-                error=f'task "{self.job.task_name}" is not registered with this worker',
-            )
-        try:
-            if self.stop_reason is not None:
-                raise asyncio.CancelledError
-            if running.middlewares or not task.is_async:
-                result = await self._call_within(running, task)
-            else:
-                args = (JobContext(running.app, self),) if task.pass_context else ()
-                result = await task.func(*args, **self.job.args)
-        except GeneratorExit:
-            raise
-        except BaseException as error:
+    def has_plainly_succeeded(self, result: Any) -> bool:
+        """Is there nothing to report but that the call returned?"""
+        return (
+            result is None
+            and self.stop_reason is None
+            and not self.finished
+            and self.own_end is None
+        )
+
+    def outcome(self, result: Any, error: BaseException | None) -> Outcome | None:
+        """Return what to report, if anything, of a run whose call returned or raised this."""
+        # What the task said of this very run holds, whatever then became of the call.
+        if self.own_end is not None:
+            result, error = self.own_end
+        if error is not None:
             return self._raised(error)
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-        return self._returned(result)
-
-    async def _call_within(self, running: Running, task: Task[..., Any]) -> Any:
-        """Call the task with middleware around it, or where it runs elsewhere than on the loop."""
-        context = JobContext(running.app, self)
-        args = (context,) if task.pass_context else ()
-        async with AsyncExitStack() as around:
-            inner = []
-            for middleware in running.middlewares:
-                if isasyncgenfunction(middleware):
-                    await around.enter_async_context(asynccontextmanager(middleware)(context))
-                elif task.is_async:
-                    around.enter_context(contextmanager(middleware)(context))  # type: ignore[arg-type]
-                else:
-                    inner.append(middleware)
-            if task.is_async:
-                return await task.func(*args, **self.job.args)
-
-            def call() -> Any:
-                with ExitStack() as inside:
-                    for middleware in inner:
-                        inside.enter_context(contextmanager(middleware)(context))  # type: ignore[arg-type]
-                    if task.run_in == "process":
-                        return running.children.call(self, task.func, self.job.args)
-                    return task.func(*args, **self.job.args)
-
-            return await _in_thread(running, call)
-        # A middleware swallowed what the task raised.
-        return None
-
-    def _returned(self, result: Any) -> Outcome | None:
         if self.finished or self.stop_reason == "lost":
             return None
-        if self.stop_reason == "timeout":
+        if self.stop_reason == "timeout" and self.own_end is None:
             return self._timed_out()
-        if result is None:
-            return self._outcome(status="succeeded")
-        return self._outcome(status="succeeded", result=result)
+        return self._outcome(status="succeeded", **({} if result is None else {"result": result}))
 
     def _raised(self, error: BaseException) -> Outcome | None:
         if isinstance(error, Retry):
             delay = None if error.retry_in is None else error.retry_in.total_seconds()
             return self._outcome(retry_in=delay, error=error.error and storable(str(error.error)))
-        if self.stop_reason in ("lost", "handed back"):
+        gives_up = self.own_end is None or isinstance(error, JobAborted)
+        if self.stop_reason == "lost" or (self.stop_reason == "handed back" and gives_up):
             return None
-        if self.stop_reason == "timeout":
+        if self.stop_reason == "timeout" and gives_up:
             return self._timed_out()
         was_cut = isinstance(error, (asyncio.CancelledError, ChildDied))
         if isinstance(error, JobAborted) or (self.stop_reason == "abort" and was_cut):
             return self.aborted()
-        text = storable(str(error)) if isinstance(error, ChildFailed) else error_text(error)
+        text = storable(str(error)) if isinstance(error, JobFailed) else error_text(error)
         return self._outcome(fail=True, error=text)
 
     def aborted(self) -> Outcome:
@@ -158,27 +119,53 @@ class Run:
         return self._outcome(fail=True, error=f"timed out after {self.job.timeout}")
 
     def _outcome(self, **ending: Any) -> Outcome:
-        return {
-            "job_id": self.job.id,
-            "attempt": self.job.attempt,
-            "worker_id": self.worker_id,
-            **ending,
-        }
+        return outcome(self.job, self.worker_id, **ending)
 
 
-async def _in_thread(running: Running, call: Callable[[], Any]) -> Any:
-    def shielded() -> tuple[Any, BaseException | None]:
-        # A future takes no StopIteration, and a SystemExit in it would end the loop.
-        try:
-            return call(), None
-        except BaseException as error:
-            return None, error
+class Batch:
+    """Runs of a batch task that share one call.
 
-    loop = asyncio.get_running_loop()
-    result, error = await loop.run_in_executor(running.threads, copy_context().run, shielded)
-    if error is not None:
-        raise error
-    return result
+    Attributes:
+        runs: The runs; more may join until the call begins.
+        job: Any of their jobs.
+        task: The task.
+        on_loop: It is called on the event loop, not in a thread.
+    """
+
+    def __init__(self, first: Run) -> None:
+        self.runs = [first]
+        self.job = first.job
+        self.task = first.task
+        self.on_loop = first.on_loop
+
+    @property
+    def size(self) -> int:
+        return len(self.runs)
+
+    def is_full(self) -> bool:
+        return self.size >= (self.task.batch or 1)
+
+
+# What is run with one call of a task.
+Work: TypeAlias = "Run | Batch"
+
+
+def outcome(job: FetchedJob, worker_id: int, **ending: Any) -> Outcome:
+    """Return an element for procrastinate_finish_jobs."""
+    return {"job_id": job.id, "attempt": job.attempt, "worker_id": worker_id, **ending}
+
+
+def is_stopped(work: Work) -> bool:
+    """Are all jobs of this call to stop?"""
+    return all(run.stop_reason is not None for run in work.runs)
+
+
+def for_each(error: BaseException) -> BaseException:
+    """Return what the error of a call means for each job of its batch."""
+    if isinstance(error, (Retry, JobAborted, JobFailed, asyncio.CancelledError)):
+        return error
+    # Its text is made once, not once for each.
+    return JobFailed(error_text(error))
 
 
 def error_text(error: BaseException) -> str:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from time import perf_counter
-from typing import TYPE_CHECKING
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
 
 from procrastinate_sql.calls import Beat
 from procrastinate_sql.job import FetchedJob
+from procrastinate_sql.worker.calling import Caller
 from procrastinate_sql.worker.finishing import Finisher
-from procrastinate_sql.worker.processes import Children
-from procrastinate_sql.worker.run import Outcome, Run
+from procrastinate_sql.worker.pace import STALE, Pace
+from procrastinate_sql.worker.run import Outcome, Run, Work, for_each, outcome
+from procrastinate_sql.worker.slots import Slots
+from procrastinate_sql.worker.threads import Threads
+from procrastinate_sql.worker.waiting import Waiting
 
 if TYPE_CHECKING:
     from procrastinate_sql.app import App
@@ -22,21 +24,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("procrastinate_sql.worker")
 
 MAX_BATCH = 1000  # jobs in a fetch
-SOON = 0.25  # seconds within which a job that is held in advance is to start
-STALE = 1.0  # seconds after which one that did not is given back
 
 
 class Running:
-    """Starts jobs as slots become free.
+    """Starts jobs as there is room, and takes in how they end.
 
-    A few jobs are held in advance, but only as many as start within `SOON` by the recent average:
-    that is none at all unless jobs are short.
+    A few jobs are held in advance, but only as many as start soon by the recent averages: that is
+    none at all unless jobs are short.
 
     Args:
         app: Whose tasks are run.
-        concurrency: How many run at a time.
+        concurrency: How many calls are made at a time.
         finisher: Takes the outcomes.
-        on_room: Called when a slot becomes free and more jobs could be fetched.
+        on_room: Called when more jobs could be fetched.
         log_args: Log arguments and error texts too.
     """
 
@@ -48,80 +48,141 @@ class Running:
         on_room: Callable[[], None],
         log_args: bool,
     ) -> None:
-        self.app = app
-        self.middlewares = app.middlewares
-        self.threads = ThreadPoolExecutor(concurrency, "procrastinate-task")
-        self.children = Children()
+        self._tasks = app.tasks
         self._concurrency = concurrency
         self._finisher = finisher
         self._on_room = on_room
         self._log_args = log_args
         self._loop = asyncio.get_running_loop()
-        self._active: set[Run] = set()
-        self._waiting: deque[Run] = deque()
+        self._context = copy_context()
+        self._waiting = Waiting()
+        self._caller = Caller(app, concurrency)
+        self._slots = Slots(self._waiting, self._caller, self._ended, self._freed, on_room)
+        self._threads = Threads(
+            self._waiting, self._caller, self._fill_soon, self._ended, self._freed
+        )
         # Their task finished them in a transaction of its own: was that committed?
         self._unconfirmed: dict[int, Run] = {}
-        self._average = SOON  # seconds a run takes; so at first nothing is held in advance
+        self._pace = Pace()
+        self._will_fill = False
+        self._is_verbose = False
+        self._is_closed = False
         self._check: asyncio.TimerHandle | None = None
+        self._quiet = asyncio.Event()
+        self._quiet.set()
 
     def wanted(self) -> int:
         """How many jobs to fetch now."""
-        ahead = max(0, min(MAX_BATCH, int(self._concurrency * (SOON / self._average - 1))))
-        if len(self._waiting) > ahead // 2 or self._finisher.is_behind():
+        busy = self._busy()
+        ahead = self._pace.ahead(max(1, busy))
+        if self._waiting.jobs > ahead // 2 or self._finisher.is_behind():
             return 0
-        free = self._concurrency - len(self._active)
-        return min(MAX_BATCH, free + ahead - len(self._waiting))
+        free = self._pace.room(self._concurrency - busy)
+        return max(0, min(MAX_BATCH, free + ahead - self._waiting.jobs))
 
     def is_idle(self) -> bool:
-        return not self._active and not self._waiting
+        return not self._busy() and not self._waiting
+
+    def _busy(self) -> int:
+        return len(self._slots) + len(self._threads)
 
     def add(self, jobs: Sequence[FetchedJob], worker_id: int) -> None:
-        """Take over jobs that were claimed; start those for which there is a slot."""
-        tasks = self.app.tasks
+        """Take over jobs that were claimed, and begin to start them."""
         now = self._loop.time()
+        all_on_loop = self._caller.has_async_middleware()
+        self._is_verbose = logger.isEnabledFor(logging.DEBUG)
+        runs = []
         for job in jobs:
-            self._waiting.append(Run(job, worker_id, tasks.get(job.task_name), now))
-            self._unconfirmed.pop(job.id, None)
-        while self._waiting and len(self._active) < self._concurrency:
-            self._start(self._waiting.popleft())
+            if task := self._tasks.get(job.task_name):
+                runs.append(Run(job, task, worker_id, now, all_on_loop or task.is_async))
+            else:
+                self._refuse(job, worker_id)
+        if self._unconfirmed:
+            for job in jobs:
+                self._unconfirmed.pop(job.id, None)
+        if self._is_closed:
+            self._finisher.release(runs)
+            return
+        self._waiting.add(runs)
+        self._fill()
         if self._waiting and self._check is None:
             self._check = self._loop.call_later(STALE, self._give_back_stale)
 
-    def _start(self, run: Run) -> None:
-        self._active.add(run)
-        run.start(self._loop, self._perform(run))
+    def _fill(self) -> None:
+        """Start a call.
 
-    async def _perform(self, run: Run) -> None:
-        started = perf_counter()
-        try:
-            outcome = await run.perform(self)
-        finally:
-            self._active.discard(run)
+        Others follow only when the loop has turned, or when the thread has begun: jobs that never
+        wait for anything are all run by the first slot or thread, and the others not even woken.
+        """
+        self._will_fill = False
+        if not self._waiting or self._busy() >= self._concurrency:
+            return
+        self._quiet.clear()
+        if self._waiting.is_for_loop():
+            self._slots.open()
+            self._fill_soon()
+        elif not self._threads.open():
+            self._fill_soon()
+
+    def _fill_soon(self) -> None:
+        if not self._will_fill and self._waiting:
+            self._will_fill = True
+            # Not in the context of the job that has just ended.
+            self._loop.call_soon(self._fill, context=self._context)
+
+    def _freed(self) -> None:
+        self._fill_soon()
+        if not self._busy():
+            self._quiet.set()
+        self._on_room()
+
+    def _ended(self, work: Work, result: Any, error: BaseException | None, seconds: float) -> None:
+        self._pace.ended(seconds, work.task.batch or 1)
+        if isinstance(work, Run):
+            self._take_in(work, result, error)
+            return
+        if error is not None:
+            error = for_each(error)
+        for run in work.runs:
+            self._take_in(run, None, error)
+
+    def _take_in(self, run: Run, result: Any, error: BaseException | None) -> None:
+        if error is None and run.has_plainly_succeeded(result) and not self._is_verbose:
+            self._finisher.succeed(run)
+        else:
+            self._report(run, run.outcome(result, error))
+
+    def _report(self, run: Run, outcome: Outcome | None) -> None:
         if outcome is None:
             if run.finished and run.stop_reason != "lost":
                 self._unconfirmed[run.job.id] = run
-        elif run.finished:
-            self._finisher.report_apart(outcome)
+            ending = "finished in its own transaction" if run.finished else f"{run.stop_reason}"
         else:
-            self._finisher.report(outcome, frees_lock=run.job.lock is not None)
-        self._log(run, outcome)
-        self._average += (perf_counter() - started - self._average) * 0.1
-        if self._waiting and len(self._active) < self._concurrency:
-            self._start(self._waiting.popleft())
-        self._on_room()
+            if run.finished:
+                self._finisher.report_apart(outcome)
+            else:
+                self._finisher.report(outcome, frees_lock=run.job.lock is not None)
+            ending = _ending(outcome)
+        self._log(run.job, ending, outcome, run.stop_reason)
 
-    def _log(self, run: Run, outcome: Outcome | None) -> None:
-        ending = _ending(run, outcome)
+    def _refuse(self, job: FetchedJob, worker_id: int) -> None:
+        error = f'task "{job.task_name}" is not registered with this worker'
+        refusal = outcome(job, worker_id, status="failed", error=error)
+        self._finisher.report(refusal, frees_lock=job.lock is not None)
+        self._log(job, "failed", refusal, None)
+
+    def _log(
+        self, job: FetchedJob, ending: str, outcome: Outcome | None, stop_reason: str | None
+    ) -> None:
         level = logging.DEBUG if ending == "succeeded" else logging.WARNING
         if not logger.isEnabledFor(level):
             return
-        job = run.job
         extra = {
             "job_id": job.id,
             "task_name": job.task_name,
             "attempt": job.attempt,
             "queue_name": job.queue_name,
-            "stop_reason": run.stop_reason,
+            "stop_reason": stop_reason,
         }
         private = ""
         if self._log_args:
@@ -131,30 +192,29 @@ class Running:
         logger.log(level, text, job.id, job.task_name, job.attempt, ending, private, extra=extra)
 
     def _give_back_stale(self) -> None:
-        """Give back what did not start soon after all: the average was wrong."""
+        """Give back what did not start soon after all: the averages were wrong."""
         self._check = None
         limit = self._loop.time() - STALE
-        stale = [run for run in self._waiting if run.claimed_at <= limit]
-        if stale:
-            self._average = STALE
-            self._release(stale)
+        if stale := self._waiting.remove(lambda run: run.claimed_at <= limit):
+            self._pace.was_too_slow()
+            self._finisher.release(stale)
         if self._waiting:
             self._check = self._loop.call_later(STALE / 2, self._give_back_stale)
 
-    def release_waiting(self) -> None:
-        """Give back what has not started."""
-        self._release(list(self._waiting))
-
-    def _release(self, runs: Sequence[Run]) -> None:
-        gone = set(runs)
-        self._waiting = deque(run for run in self._waiting if run not in gone)
-        self._finisher.release(runs)
+    def start_no_more(self) -> None:
+        """Give back what has not started, and what is still to come."""
+        self._is_closed = True
+        self._finisher.release(self._waiting.remove(lambda run: True))
 
     def held(self) -> dict[int, Run]:
         """Return what this worker believes to hold, by job. Called by the heartbeat's thread."""
-        runs = [*self._active.copy(), *self._waiting.copy()]
+        runs = [*self._active(), *self._waiting.runs()]
         held = {run.job.id: run for run in runs if not run.finished and run.stop_reason != "lost"}
         return {**self._unconfirmed.copy(), **held}
+
+    def _active(self) -> list[Run]:
+        works = (*self._slots.works(), *self._threads.works())
+        return [run for work in works for run in work.runs]
 
     def obey(self, beat: Beat, held: Mapping[int, Run]) -> None:
         """Do what a heartbeat says of jobs here; `held` is what was held when it was sent."""
@@ -166,52 +226,52 @@ class Running:
 
     def drop_all_but(self, worker_id: int) -> None:
         """Stop everything that was claimed under another id."""
-        runs = [*self._active, *self._waiting, *self._unconfirmed.values()]
+        runs = [*self._active(), *self._waiting.runs(), *self._unconfirmed.values()]
         self._drop([run for run in runs if run.worker_id != worker_id])
 
     def _abort(self, job_ids: Collection[int]) -> None:
         """Stop jobs as somebody asked."""
-        for run in [run for run in self._waiting if run.job.id in job_ids]:
-            self._waiting.remove(run)
+        for run in self._waiting.remove(lambda run: run.job.id in job_ids):
             self._finisher.report(run.aborted())
-        for run in self._active:
+        for run in self._active():
             if run.job.id in job_ids and run.stop_reason is None:
-                run.stop("abort")
+                self._slots.stop(run, "abort")
 
     def _drop(self, runs: Collection[Run]) -> None:
         """Stop runs that are no longer ours, and forget their outcome."""
-        for run in runs:
-            if run in self._active and not run.finished:
+        lost = set(runs)
+        lost.difference_update(self._waiting.remove(lost.__contains__))
+        for run in lost.intersection(self._active()):
+            if not run.finished:
                 logger.warning("job %s was lost to another worker", run.job.id)
-                run.stop("lost")
-            elif run in self._waiting:
-                self._waiting.remove(run)
-            elif self._unconfirmed.get(run.job.id) is run:
+                self._slots.stop(run, "lost")
+        for run in lost:
+            if self._unconfirmed.get(run.job.id) is run:
                 del self._unconfirmed[run.job.id]
 
     def hand_back(self) -> None:
         """Stop everything, to be given back."""
-        for run in self._active:
-            run.stop("handed back")
+        for run in self._active():
+            self._slots.stop(run, "handed back")
 
     async def ended(self) -> None:
         """Wait until nothing runs."""
-        while self._active:
-            await asyncio.wait([run.coroutine for run in self._active if run.coroutine])
+        await self._quiet.wait()
 
     def job_ids(self) -> set[int]:
         """Return the ids of all jobs here."""
-        return {run.job.id for run in (*self._active, *self._waiting, *self._unconfirmed.values())}
+        with self._waiting.lock:
+            runs = [*self._waiting.runs(), *self._active(), *self._unconfirmed.values()]
+            runs += [run for work in self._threads.unheard() for run in work.runs]
+        return {run.job.id for run in runs}
 
     def close(self) -> None:
         """Let go of threads and processes, without waiting for any."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
-        self.children.close()
+        self._threads.close()
+        self._caller.close()
 
 
-def _ending(run: Run, outcome: Outcome | None) -> str:
-    if outcome is None:
-        return "finished in its own transaction" if run.finished else f"{run.stop_reason}"
+def _ending(outcome: Outcome) -> str:
     if "status" in outcome:
         return str(outcome["status"])
     # The type of an exception is safe to log; its text may hold anything.

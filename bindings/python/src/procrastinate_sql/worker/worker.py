@@ -157,13 +157,18 @@ class _Active:
             try:
                 await self._unless_told_again(self._fetcher.run(wait=self._worker.wait))
             finally:
-                await self._leave()
+                try:
+                    await self._leave()
+                finally:
+                    # In any case: idle threads would keep the process from ending.
+                    self._running.close()
 
     def stop(self) -> None:
         if self._stopping:
             self._stop_now.set()
         self._stopping = True
         self._fetcher.stop()
+        self._running.start_no_more()
 
     @contextmanager
     def _beside(self, coroutine: Coroutine[Any, Any, None]) -> Iterator[None]:
@@ -202,7 +207,7 @@ class _Active:
     async def _leave(self) -> None:
         """Let run what runs, within the time for that; report, give back, and unregister."""
         logger.info("worker %s stops", self._fetcher.worker_id)
-        self._running.release_waiting()
+        self._running.start_no_more()
         with suppress(asyncio.TimeoutError):
             ended = self._unless_told_again(self._running.ended())
             await asyncio.wait_for(ended, self._worker.shutdown_timeout)
@@ -218,7 +223,6 @@ class _Active:
                 await asyncio.wait_for(self._store.unregister_worker(worker_id), LAST_WORDS)
         except (asyncio.TimeoutError, *RETRIABLE) as error:
             logger.warning("could not unregister: %s", reason(error))
-        self._running.close()
         await self._pool.close()
 
     # Called by the parts.
