@@ -40,7 +40,7 @@ def plain_sql(path: Path) -> str:
 
 def functions(text: str) -> Iterator[tuple[str, str, str, str]]:
     """Yield the source, name, language and body of each function that is created."""
-    for statement in pglast.split(text):
+    for statement in map(str, pglast.split(text)):
         node = pglast.parse_sql(statement)[0].stmt
         if isinstance(node, CreateFunctionStmt) and node.funcname:
             options: dict[str, Any] = {option.defname: option.arg for option in node.options or ()}

@@ -15,7 +15,7 @@ from bench.samples import Sample
 from bench.server import Database
 
 IN_A_PROCESS = 10
-SETTLE = 5.0  # seconds after the start
+SETTLE = 12.0  # seconds after the start: idle backends report what they did within ten
 
 
 def measure(bench: Bench, peer: Peer) -> Iterator[Sample]:

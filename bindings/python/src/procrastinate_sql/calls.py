@@ -654,19 +654,26 @@ IS_INSTALLED = (
 )
 
 
-def greeting(schema: str | None) -> bytes:
+def greeting(schema: str | None, synchronous_commit: bool = True) -> bytes:
     """Return what to ask a new connection, whose process is %(backend_pid)s to its client.
 
     The answer is a row: whether a pooler is in between, which makes that number up, and the version
     of the schema. Without a pooler the session is ours alone, and each of its calls becomes read
     committed, as a fetch has to be, whatever the default of the database.
+
+    Args:
+        schema: Where the functions are; None: in the search_path.
+        synchronous_commit: False: give that up, for a session that is ours alone.
     """
+    relaxed = "" if synchronous_commit else ", set_config('synchronous_commit', 'off', false)"
     return f"""
         select
             pid <> %(backend_pid)s,
             {_prefix(schema)}procrastinate_schema_version(),
             case when pid = %(backend_pid)s
-                then set_config('default_transaction_isolation', 'read committed', false)
+                then row(
+                    set_config('default_transaction_isolation', 'read committed', false){relaxed}
+                )::text
             end
         from pg_backend_pid() as pid
     """.encode()

@@ -49,11 +49,14 @@ class Address:
             opened (for passwords that expire). None: $PROCRASTINATE_DSN, else libpq's environment.
         schema: Where the functions are, if not in the search_path of the connection.
         prepared_statements: None: unless a pooler is found in between.
+        synchronous_commit: False: a commit need not survive a crash of the server. A session of a
+            pooler, which others use too, is left as it is.
     """
 
     dsn: Dsn = None
     schema: str | None = None
     prepared_statements: bool | None = None
+    synchronous_commit: bool = True
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments for psycopg; what the DSN says wins over our defaults.
@@ -85,15 +88,18 @@ class Address:
         """
         connection = psycopg.connect(**self.options())
         with _or_closed(connection):
-            answer = connection.execute(calls.greeting(self.schema), _values(connection))
+            answer = connection.execute(self._greeting(), _values(connection))
             return connection, self._take_in(connection, answer.fetchall(), check_version)
 
     async def open_async(self, *, check_version: bool = False) -> tuple[AsyncConnection, bool]:
         """As `open`."""
         connection = await psycopg.AsyncConnection.connect(**self.options())
         with _or_closed(connection):
-            answer = await connection.execute(calls.greeting(self.schema), _values(connection))
+            answer = await connection.execute(self._greeting(), _values(connection))
             return connection, self._take_in(connection, await answer.fetchall(), check_version)
+
+    def _greeting(self) -> bytes:
+        return calls.greeting(self.schema, self.synchronous_commit)
 
     def _take_in(
         self,
