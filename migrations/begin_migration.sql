@@ -12,6 +12,10 @@ begin
     end if;
     perform pg_advisory_xact_lock(hashtext('procrastinate-sql upgrade'));
 
+    -- Whoever waits to lock a table holds up all who come after, so that none waits long; and not
+    -- as long as deadlock_timeout, so that of two that wait for each other the upgrade gives up.
+    perform set_config('lock_timeout', '500ms', true);
+
     if to_regprocedure(format('%I.procrastinate_schema_version()', target)) is not null then
         execute format('select %I.procrastinate_schema_version()', target) into installed;
     end if;

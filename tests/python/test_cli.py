@@ -129,6 +129,25 @@ def test_the_life_of_a_schema(
     assert main(["schema", "check"]) == 0
 
 
+def test_a_schema_that_does_not_exist_is_told(capsys: pytest.CaptureFixture[str]):
+    assert main(["schema", "check", "--schema", "missing"]) == 1
+    assert capsys.readouterr().err.startswith("procrastinate-sql: not installed")
+    for action in ("install", "upgrade"):
+        assert main(["schema", action, "--schema", "missing"]) == 1
+        assert "schema to install into" in capsys.readouterr().err
+
+
+def test_a_newer_schema_is_told_and_does(
+    capsys: pytest.CaptureFixture[str], conn: psycopg.Connection[Any]
+):
+    conn.execute(
+        "create or replace function procrastinate_schema_version() returns integer"
+        " language sql immutable as 'select 99'"
+    )
+    assert main(["schema", "check"]) == 0
+    assert capsys.readouterr().out == "version 99, 1 is needed\n"
+
+
 def test_a_worker_runs_the_jobs_of_a_module(tmp_path: Path, jobs: Any):
     (tmp_path / "notes.py").write_text(TASKS)
     ours = jobs.defer_job("note", {"text": "hello"}, "mail")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -11,33 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import next_version as next_release
 import pytest
 from concurrency import Worker, defer, value
 from databases import INSTALL, ROOT, UPGRADE, Database, owned_database, succeed
 from flatten import initial
+from next_version import MIGRATION, NEXT, NextVersion
 
 from procrastinate_sql import calls, schema
 from procrastinate_sql.connections import SCHEMA_VERSION
 
 MIGRATIONS = ROOT / "migrations"
 NUMBERED = sorted(MIGRATIONS.glob("[0-9]*.sql"))
-NEXT = SCHEMA_VERSION + 1
-
-# The migration after the newest, of a release that is made up here.
-NEXT_MIGRATION = f"""
-create or replace function procrastinate_schema_version()
-returns integer
-language sql
-immutable
-set search_path from current
-as $$
-    select {NEXT}
-$$;
-
-alter table procrastinate_jobs add column note text;
-
-create table procrastinate_notes (note text);
-"""
 
 Upgrade = Callable[[Database], "Outcome"]
 
@@ -88,48 +72,22 @@ def upgrade(request: pytest.FixtureRequest) -> Upgrade:
     return UPGRADES[request.param]
 
 
+@pytest.fixture
+def next_version(tmp_path: Path) -> NextVersion:
+    """The version after the newest, made as migrations/README.md says."""
+    return next_release.make(tmp_path)
+
+
 @pytest.fixture(params=UPGRADES)
 def upgrade_to_next(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, next_version: NextVersion, monkeypatch: pytest.MonkeyPatch
 ) -> Upgrade:
-    """Upgrade a database to a version after the newest, made as migrations/README.md says."""
-    migrations = shutil.copytree(MIGRATIONS, tmp_path / "migrations")
-    (migrations / f"{NEXT:04}_add_note.sql").write_text(NEXT_MIGRATION)
+    """Upgrade a database to that version."""
     if request.param == "binding":
-        # In a package there are only those with a number.
-        package = tmp_path / "package" / "sql" / "migrations"
-        shutil.copytree(migrations, package, ignore=lambda _, names: set(names) - numbered(names))
-        monkeypatch.setattr(schema, "files", lambda _: tmp_path / "package")
+        monkeypatch.setattr(schema, "files", lambda _: next_version.package)
         monkeypatch.setattr(schema, "SCHEMA_VERSION", NEXT)
         return upgrade_with_binding
-
-    begin = migrations / "begin_migration.sql"
-    replace(begin, f"newest constant integer := {SCHEMA_VERSION};", f"newest integer := {NEXT};")
-    with begin.open("a") as script:
-        condition = f"current_setting('procrastinate.installed')::integer < {NEXT}"
-        script.write(f"\nselect {condition} as need_{NEXT} \\gset\n")
-    step = [
-        "begin;",
-        "\\ir begin_migration.sql",
-        f"\\if :need_{NEXT}",
-        f"\\ir {NEXT:04}_add_note.sql",
-        f"\\echo applied {NEXT:04}_add_note",
-        "\\endif",
-        "commit;",
-    ]
-    last = "\nselect procrastinate_schema_version() as version"
-    replace(migrations / "upgrade.sql", last, "\n".join(["", *step, last]))
-    return lambda database: upgrade_with_psql(database, migrations / "upgrade.sql")
-
-
-def numbered(names: list[str]) -> set[str]:
-    return {name for name in names if name[0].isdigit()}
-
-
-def replace(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert text.count(old) == 1
-    file.write_text(text.replace(old, new))
+    return lambda database: upgrade_with_psql(database, next_version.upgrade)
 
 
 def migrate(database: Database, version: int) -> None:
@@ -140,10 +98,10 @@ def migrate(database: Database, version: int) -> None:
             connection.execute(migration.read_bytes())
 
 
-def installed_dump(dsn: str) -> str:
+def installed_dump(dsn: str, install: Path = INSTALL) -> str:
     """Return the dump of what sql/install.sql makes."""
     with owned_database(dsn) as database:
-        succeed(database.psql("-f", INSTALL))
+        succeed(database.psql("-f", install))
         return database.dump()
 
 
@@ -189,6 +147,15 @@ def test_upgrading_from_any_version_gives_what_installing_gives(
     assert dump == installed_dump(dsn)
 
 
+def test_the_made_up_version_keeps_the_rule_too(
+    dsn: str, database: Database, next_version: NextVersion, upgrade_to_next: Upgrade
+):
+    """The rules of migrations/README.md, which it follows, give equal dumps."""
+    succeed(database.psql("-f", INSTALL))
+    assert upgrade_to_next(database) == Outcome([f"{MIGRATION}.sql"])
+    assert database.dump() == installed_dump(dsn, next_version.install)
+
+
 def test_upgrading_the_newest_version_changes_nothing(database: Database, upgrade: Upgrade):
     """Neither the schema nor the jobs in it."""
     succeed(database.psql("-f", INSTALL))
@@ -201,7 +168,10 @@ def test_upgrading_the_newest_version_changes_nothing(database: Database, upgrad
 def test_a_newer_version_is_refused(database: Database, upgrade: Upgrade):
     """Old migrations never touch it: PC003."""
     succeed(database.psql("-f", INSTALL))
-    database.execute(NEXT_MIGRATION)
+    database.execute(
+        "create or replace function procrastinate_schema_version() returns integer"
+        f" language sql immutable as 'select {NEXT}'"
+    )
     before = database.dump()
     error = upgrade(database).error
     assert "PC003" in error or "SchemaVersionError" in error
@@ -216,26 +186,38 @@ def test_the_jobs_outlive_an_upgrade(database: Database, upgrade_to_next: Upgrad
         worker = Worker(conn)
         running, waiting = defer(conn, "lock"), defer(conn, "lock")
         assert worker.fetch() == [running]
-        assert upgrade_to_next(database) == Outcome([f"{NEXT:04}_add_note.sql"])
+        assert upgrade_to_next(database) == Outcome([f"{MIGRATION}.sql"])
         assert value(conn, "select procrastinate_schema_version()") == NEXT
         worker.finish(running)
         assert worker.fetch() == [waiting]
 
 
+KILLED_WHERE_IT_WAITS_FOR = {
+    "a table of the first": ("create table procrastinate_queues ()", 0),
+    "a lock that workers do not notice": (
+        "lock table procrastinate_jobs in share update exclusive mode",
+        SCHEMA_VERSION,
+    ),
+    "a lock of all": ("lock table procrastinate_jobs in access share mode", SCHEMA_VERSION),
+    "its last statement": ("create table procrastinate_notes ()", SCHEMA_VERSION),
+}
+
+
 @pytest.mark.parametrize(
-    ("table", "version"),
-    [("procrastinate_queues", 0), ("procrastinate_notes", SCHEMA_VERSION)],
-    ids=["first", "next"],
+    ("held", "version"),
+    KILLED_WHERE_IT_WAITS_FOR.values(),
+    ids=KILLED_WHERE_IT_WAITS_FOR.keys(),
 )
 def test_a_killed_migration_leaves_the_version_before_and_can_be_run_again(
     dsn: str,
     database: Database,
     upgrade_to_next: Upgrade,
     wait_until: Callable[..., Any],
-    table: str,
+    held: str,
     version: int,
 ):
-    """Its backend is terminated half-way, where it waits to create a table that another creates."""
+    """Its backend is terminated half-way, where it waits for what another transaction holds."""
+    migrate(database, version)
     waits = "select pid from pg_stat_activity where wait_event_type = 'Lock' and usename = user"
     with (
         closing(database.connect()) as other,
@@ -243,7 +225,7 @@ def test_a_killed_migration_leaves_the_version_before_and_can_be_run_again(
         ThreadPoolExecutor(1) as thread,
     ):
         other.execute("begin")
-        other.execute(f"create table {table} ()".encode())
+        other.execute(held.encode())
         killed = thread.submit(upgrade_to_next, database)
         pid = wait_until(lambda: value(observer, waits))
         observer.execute("select pg_terminate_backend(%s, 5000)", (pid,))
@@ -253,6 +235,6 @@ def test_a_killed_migration_leaves_the_version_before_and_can_be_run_again(
     with owned_database(dsn) as before:
         migrate(before, version)
         assert database.dump() == before.dump()
-    missing = [*(file.name for file in NUMBERED), f"{NEXT:04}_add_note.sql"][version:]
+    missing = [*(file.name for file in NUMBERED), f"{MIGRATION}.sql"][version:]
     assert upgrade_to_next(database) == Outcome(missing)
     assert database.execute("select procrastinate_schema_version()") == [(NEXT,)]
