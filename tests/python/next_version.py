@@ -171,11 +171,6 @@ def _change_sql(folder: Path) -> None:
     replace(defer_job, f"        {columns}\n    )", f"        {columns}, note\n    )")
     replace(defer_job, f"({columns})", f"({columns}, note)")
 
-    # A function that lists the columns of a table which it returns gets the new one.
-    get_job = folder / "get_job.sql"
-    listed = re.compile(r"(select\s+job\.\w+,[^;]*?)(\s+from procrastinate_jobs as job)")
-    get_job.write_text(listed.sub(r"\1, job.note\2", get_job.read_text()))
-
     (folder / "left_behind.sql").write_text(LEFT_BEHIND_FILE)
     version = "\\ir schema_version.sql\n"
     replace(folder / "install.sql", version, f"\\ir left_behind.sql\n{version}")

@@ -26,7 +26,7 @@ import next_version as next_release
 import psycopg
 import pytest
 from concurrency import value
-from databases import INSTALL, ROOT, Database, owned_database, succeed
+from databases import INSTALL, Database, owned_database, succeed
 from next_version import LEFT_BEHIND, MIGRATION, NEXT, NextVersion
 from psycopg.conninfo import make_conninfo
 
@@ -312,11 +312,6 @@ CALLS: dict[str, Callable[[JobStore, int], Any]] = {
     "repair": lambda store, _: store.repair(),
 }
 
-# get_job returns what the table has: it must list the columns, or a call that waits for the lock
-# finds one more than its statement was planned for (42804).
-LISTS_COLUMNS = "job.*" not in (ROOT / "sql/get_job.sql").read_text()
-
-
 ALL_WAIT = "select bool_and(pg_blocking_pids(pid) <> '{}') from unnest(%s::integer[]) as pid"
 
 
@@ -325,7 +320,6 @@ def test_calls_under_way_outlive_the_upgrade(
     database: Database, new: NextVersion, wait_until: Callable[..., Any], warm: bool
 ):
     """They began in the old version, wait for its lock, and end in the new one."""
-    names = [name for name in CALLS if name != "get_job" or LISTS_COLUMNS]
     with ExitStack() as opened:
 
         def connect() -> psycopg.Connection[Any]:
@@ -333,15 +327,15 @@ def test_calls_under_way_outlive_the_upgrade(
 
         observer, upgrading = connect(), connect()
         observer.execute("select procrastinate_defer_job('run') from generate_series(1, 100)")
-        connections = [connect() for _ in names]
-        stores = {name: JobStore(conn) for name, conn in zip(names, connections, strict=True)}
+        connections = [connect() for _ in CALLS]
+        stores = {name: JobStore(conn) for name, conn in zip(CALLS, connections, strict=True)}
         workers = {name: store.register_worker() for name, store in stores.items()}
         for name, store in stores.items():
             for _ in range(8 if warm else 0):
                 CALLS[name](store, workers[name])
 
         pids = [conn.info.backend_pid for conn in connections]
-        with ThreadPoolExecutor(len(names)) as threads:
+        with ThreadPoolExecutor(len(CALLS)) as threads:
             with upgrading.transaction():
                 upgrading.execute(calls.PIN_SCHEMA)
                 upgrading.execute(new.migration.read_bytes())
@@ -351,7 +345,7 @@ def test_calls_under_way_outlive_the_upgrade(
                 }
                 wait_until(lambda: value(observer, ALL_WAIT, pids))
             errors = {name: call.exception(10) for name, call in under_way.items()}
-        assert errors == dict.fromkeys(names)
+        assert errors == dict.fromkeys(CALLS)
         for name, store in stores.items():
             CALLS[name](store, workers[name])
 

@@ -127,7 +127,12 @@ values
     array[
         'job_id bigint'
     ],
-    'setof procrastinate_jobs'
+    'table(id bigint, queue_name text, task_name text, priority integer, lock text, '
+    'queueing_lock text, args jsonb, status text, scheduled_at timestamp with time zone, '
+    'attempts integer, failures integer, handed_back integer, lost integer, abort_requested '
+    'boolean, worker_id bigint, created_at timestamp with time zone, created_by text, '
+    'started_at timestamp with time zone, finished_at timestamp with time zone, purge_at '
+    'timestamp with time zone, result jsonb, error text)'
 ),
 (
     'procrastinate_heartbeat',
