@@ -493,7 +493,7 @@ begin
             when bad.kind <> 'object' then format('must be an object, not %s', bad.kind)
             when bad.value - keys = '{}' then format('has no %s', keys[1])
             else (
-                select format('has an unknown key %I', unknown.key)
+                select format('has an unknown key %I', left(unknown.key, 100))
                 from jsonb_object_keys(bad.value - keys) as unknown (key)
                 limit 1
             )
@@ -506,6 +506,23 @@ $$;
 comment on function _procrastinate_check_batch is
 'Raise 22023 unless the batch is an array of objects with known keys only, the first of them '
 'always there.';
+
+create function _procrastinate_check_list(argument text, list anyarray)
+returns void
+language plpgsql
+immutable
+set search_path from current
+as $$
+begin
+    -- array_position() takes no array of arrays.
+    if list is null or array_ndims(list) > 1 or array_position(list, null) is not null then
+        perform _procrastinate_refuse(argument, 'must be a plain array without nulls');
+    end if;
+end;
+$$;
+
+comment on function _procrastinate_check_list is
+'Raise 22023 unless the value is an array of one dimension, or empty, without nulls.';
 
 create function _procrastinate_is_integer(value jsonb, lowest numeric, highest numeric)
 returns boolean
@@ -582,14 +599,19 @@ immutable
 set search_path from current
 as $$
 begin
-    if value not between interval '0' and interval '1000 years' then
+    -- Intervals compare as if months had 30 days: one whose parts cancel each other out may look
+    -- short, and be out of range when it is added to a time.
+    if value not between interval '0' and interval '1000 years'
+        or abs(extract(year from value)) > 1000
+        or abs(extract(day from value)) > 366000
+    then
         perform _procrastinate_refuse(argument, 'must lie between 0 and 1000 years');
     end if;
 end;
 $$;
 
 comment on function _procrastinate_check_interval is
-'Raise 22023 if an interval is negative or too long.';
+'Raise 22023 if an interval, or a part of it, is out of bounds.';
 
 create function _procrastinate_refuse_job(job_id bigint)
 returns void
@@ -653,6 +675,7 @@ as $$
     union
     select _procrastinate_channel(named.queue)
     from unnest(queue_names) as named (queue)
+    where named.queue is not null
 $$;
 
 comment on function procrastinate_listen_channels is
@@ -1095,7 +1118,10 @@ begin
     seconds := least(
         extract(epoch from task.retry_delay) * factor, extract(epoch from task.max_retry_delay)
     );
-    return make_interval(secs => seconds * (1 - task.jitter * random()));
+    -- Numeric: the product of two floats that small is an error.
+    return make_interval(
+        secs => seconds * (1 - task.jitter::numeric * random()::numeric)::double precision
+    );
 end;
 $$;
 
@@ -1854,6 +1880,7 @@ declare
     first constant timestamptz := _procrastinate_first_due();
     due_at timestamptz;
 begin
+    perform _procrastinate_check_list('queue_names', coalesce(queue_names, '{}'));
     if queue_names is null then
         select job.due_at into due_at
         from procrastinate_jobs as job
@@ -1883,7 +1910,8 @@ $$;
 comment on function procrastinate_next_due is
 'How long until the next scheduled job of these queues (null: all) can be fetched: zero if one is '
 'due, null if none is scheduled. While fetches look from a floor (sql/floors.sql), at most until '
-'the next look from the start. Example: select procrastinate_next_due(array[''mail'']).';
+'the next look from the start. Error: 22023. Example: '
+'select procrastinate_next_due(array[''mail'']).';
 
 create function _procrastinate_first_due()
 returns timestamptz
@@ -2357,7 +2385,7 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 declare
-    batch constant integer := least(greatest(max_jobs * 2, 100), 2000);
+    batch constant integer := least(greatest(max_jobs, 50), 1000) * 2;
     claimed integer := 0;
     round integer;
     promoted bigint[];
@@ -2420,8 +2448,8 @@ end;
 $$;
 
 comment on function procrastinate_fetch_job is
-'Claim one job, as procrastinate_fetch_jobs with max_jobs 1: one row or none. '
-'Example: select * from procrastinate_fetch_job(7).';
+'Claim one job, as procrastinate_fetch_jobs with max_jobs 1: one row or none. Errors: PC004; '
+'22023; 25001. Example: select * from procrastinate_fetch_job(7).';
 
 create function _procrastinate_check_fetch(worker_id bigint, queue_names text[], max_jobs integer)
 returns void
@@ -2430,10 +2458,14 @@ set search_path from current
 as $$
 begin
     perform _procrastinate_check_read_committed();
-    if queue_names = '{}' or array_position(queue_names, null) is not null then
+    -- array_position() takes no array of arrays.
+    if queue_names = '{}'
+        or array_ndims(queue_names) > 1
+        or array_position(queue_names, null) is not null
+    then
         perform _procrastinate_refuse(
             'queue_names',
-            'must name at least one queue, and no null',
+            'must be a plain array of at least one queue, without nulls',
             'Null, in place of an array, means all queues.'
         );
     elsif coalesce(max_jobs < 1, true) then
@@ -2675,6 +2707,7 @@ declare
     job_ids bigint[];
     statuses procrastinate_job_status[];
     locks text[];
+    queue_names text[];
 begin
     perform _procrastinate_act(true);
     with decided as materialized (
@@ -2686,7 +2719,7 @@ begin
         where
             job.id = any(array[decided.job_id])
             and not decided.waits and decided.keep_finished = interval '0'
-        returning decided.ordinal, job.id, decided.status, job.lock
+        returning decided.ordinal, job.id, decided.status, job.lock, job.queue_name
     ),
     ended as (
         update procrastinate_jobs as job
@@ -2707,7 +2740,7 @@ begin
         where
             job.id = any(array[decided.job_id])
             and (decided.waits or decided.keep_finished is distinct from interval '0')
-        returning decided.ordinal, job.id, decided.status, job.lock
+        returning decided.ordinal, job.id, decided.status, job.lock, job.queue_name
     ),
     done as (
         select * from removed
@@ -2717,12 +2750,13 @@ begin
     select
         array_agg(done.ordinal), array_agg(done.id), array_agg(done.status),
         -- What waits again has said so itself (procrastinate_job_waits).
-        array_agg(distinct done.lock) filter (where done.lock is not null and done.status <> 'todo')
-    into ordinals, job_ids, statuses, locks
+        array_agg(distinct done.lock) filter (where done.lock is not null and done.status <> 'todo'),
+        array_agg(distinct done.queue_name) filter (where done.lock is not null)
+    into ordinals, job_ids, statuses, locks, queue_names
     from done;
 
     perform _procrastinate_act(false);
-    perform _procrastinate_leave_locks(locks);
+    perform _procrastinate_leave_locks(locks, queue_names);
     return query select * from unnest(ordinals, job_ids, statuses);
 end;
 $$;
@@ -2836,7 +2870,7 @@ comment on function _procrastinate_hold_runs is
 'each other; and only then decide, so that what was asked of them meanwhile counts. Outcomes of '
 'runs that are not the running one are left out.';
 
-create function _procrastinate_leave_locks(locks text[])
+create function _procrastinate_leave_locks(locks text[], queue_names text[])
 returns void
 language plpgsql
 set search_path from current
@@ -2848,7 +2882,11 @@ begin
     insert into procrastinate_lock_events (lock)
     select named.lock from unnest(locks) as named (lock);
 
-    -- Whose turn is next is not decided here: wake whoever is likely to find out and to run it.
+    -- Whose turn is next is not decided here: wake whoever is likely to find out and to run it. An
+    -- older snapshot does not see who waits by now.
+    if current_setting('transaction_isolation') <> 'read committed' then
+        perform _procrastinate_notify_queue(own.queue) from unnest(queue_names) as own (queue);
+    end if;
     perform _procrastinate_notify_queue(next_up.queue_name)
     from (
         select distinct head.queue_name
@@ -2865,7 +2903,8 @@ end;
 $$;
 
 comment on function _procrastinate_leave_locks is
-'Note that another job of these locks may be next (null: of none).';
+'Note that another job of these locks (null: of none), which jobs of these queues have left, may '
+'be next.';
 
 -- End many runs in one statement.
 
@@ -3058,11 +3097,11 @@ declare
 begin
     if worker_id is null then
         perform _procrastinate_refuse('worker_id', 'must not be null');
-    elsif job_ids is null or array_position(job_ids, null) is not null then
-        perform _procrastinate_refuse('job_ids', 'must be an array without nulls');
-    elsif array_position(attempts, null) is not null
-        or coalesce(cardinality(job_ids) <> cardinality(attempts), true)
-    then
+    end if;
+    perform
+        _procrastinate_check_list('job_ids', job_ids),
+        _procrastinate_check_list('attempts', attempts);
+    if cardinality(job_ids) <> cardinality(attempts) then
         perform _procrastinate_refuse('attempts', 'must have one element for each of job_ids');
     end if;
 
@@ -3076,8 +3115,10 @@ begin
         run.id,
         case
             when exists (
-                select from unnest(done) as other (place)
-                where job_ids[other.place] = run.id and attempts[other.place] = run.attempt
+                -- Not by subscripts: those of an array may begin anywhere.
+                select from unnest(job_ids, attempts) with ordinality as other (id, attempt, place)
+                where
+                    other.id = run.id and other.attempt = run.attempt and other.place = any(done)
             ) then 'duplicate'
             else 'not running'
         end
@@ -3102,6 +3143,7 @@ declare
     ended_at constant timestamptz := clock_timestamp();
     places integer[];
     locks text[];
+    queue_names text[];
 begin
     perform _procrastinate_act(true);
     with held as materialized (
@@ -3128,7 +3170,7 @@ begin
         delete from procrastinate_jobs as job
         using held
         where job.id = any(array[held.id]) and held.keep_finished = interval '0'
-        returning held.place, job.lock
+        returning held.place, job.lock, job.queue_name
     ),
     kept as (
         update procrastinate_jobs as job
@@ -3139,7 +3181,7 @@ begin
             purge_at = ended_at + held.keep_finished
         from held
         where job.id = any(array[held.id]) and held.keep_finished is distinct from interval '0'
-        returning held.place, job.lock
+        returning held.place, job.lock, job.queue_name
     ),
     done as (
         select * from removed
@@ -3148,12 +3190,13 @@ begin
     )
     select
         array_agg(done.place::integer),
-        array_agg(distinct done.lock) filter (where done.lock is not null)
-    into places, locks
+        array_agg(distinct done.lock) filter (where done.lock is not null),
+        array_agg(distinct done.queue_name) filter (where done.lock is not null)
+    into places, locks, queue_names
     from done;
     perform _procrastinate_act(false);
 
-    perform _procrastinate_leave_locks(locks);
+    perform _procrastinate_leave_locks(locks, queue_names);
     return coalesce(places, array[]::integer[]);
 end;
 $$;
@@ -3222,9 +3265,8 @@ as $$
 begin
     if worker_id is null then
         perform _procrastinate_refuse('worker_id', 'must not be null');
-    elsif job_ids is null or array_position(job_ids, null) is not null then
-        perform _procrastinate_refuse('job_ids', 'must be an array without nulls');
     end if;
+    perform _procrastinate_check_list('job_ids', job_ids);
 
     return query
     select ended.job_id
@@ -3252,9 +3294,8 @@ as $$
 begin
     if worker_id is null then
         perform _procrastinate_refuse('worker_id', 'must not be null');
-    elsif known_job_ids is null or array_position(known_job_ids, null) is not null then
-        perform _procrastinate_refuse('known_job_ids', 'must be an array without nulls');
     end if;
+    perform _procrastinate_check_list('known_job_ids', known_job_ids);
 
     return query
     select released.job_id
@@ -3290,6 +3331,9 @@ declare
     worker_id bigint;
 begin
     perform _procrastinate_check_name('name', coalesce(name, 'none'));
+    perform
+        _procrastinate_check_interval('heartbeat_interval', heartbeat_interval),
+        _procrastinate_check_interval('lease', lease);
     if coalesce(
         heartbeat_interval not between interval '0.1 seconds' and interval '1 hour', true
     ) then
@@ -3487,7 +3531,10 @@ set enable_mergejoin = off
 as $$
 begin
     perform _procrastinate_check_read_committed();
-    if coalesce(cardinality(job_ids) <> cardinality(attempts), true) then
+    perform
+        _procrastinate_check_list('job_ids', job_ids),
+        _procrastinate_check_list('attempts', attempts);
+    if cardinality(job_ids) <> cardinality(attempts) then
         perform _procrastinate_refuse('attempts', 'must have one element for each of job_ids');
     end if;
 
@@ -3621,8 +3668,8 @@ $$;
 comment on function procrastinate_cancel_job is
 'Cancel a waiting job. With abort, ask the worker of a running one to stop it: returns doing, and '
 'a retry, failure or rescue of the job then ends aborted. Otherwise changes nothing. Returns the '
-'status that the job then has. Never waits for a run that is just being finished. Error: PC005 no '
-'such job. Example: select procrastinate_cancel_job(42, abort => true).';
+'status that the job then has. Never waits for a run that is just being finished. Errors: PC005 no '
+'such job; 22023. Example: select procrastinate_cancel_job(42, abort => true).';
 
 create function _procrastinate_request_abort(job_id bigint)
 returns void
@@ -3753,24 +3800,72 @@ $$;
 comment on function procrastinate_rerun_job is
 'Let a finished job wait again, at once, with all the attempts that its policy allows. Errors: '
 'PC005 no such job; PC001 not finished; PC002 it was never started, and its queueing lock waits by '
-'now. Example: select procrastinate_rerun_job(42).';
+'now; 22023. Example: select procrastinate_rerun_job(42).';
 
 -- Read one job.
 
 create function procrastinate_get_job(job_id bigint)
-returns setof procrastinate_jobs
+returns table (
+    id bigint,
+    queue_name text,
+    task_name text,
+    priority integer,
+    lock text,
+    queueing_lock text,
+    args jsonb,
+    status text,
+    scheduled_at timestamptz,
+    attempts integer,
+    failures integer,
+    handed_back integer,
+    lost integer,
+    abort_requested boolean,
+    worker_id bigint,
+    created_at timestamptz,
+    created_by text,
+    started_at timestamptz,
+    finished_at timestamptz,
+    purge_at timestamptz,
+    result jsonb,
+    error text
+)
 language plpgsql
 stable
 set search_path from current
 as $$
 begin
+    -- By name, not `job.*`: an upgrade may add a column while this runs.
     return query
-    select job.* from procrastinate_jobs as job where job.id = job_id;
+    select
+        job.id,
+        job.queue_name,
+        job.task_name,
+        job.priority,
+        job.lock,
+        job.queueing_lock,
+        job.args,
+        job.status::text,
+        job.scheduled_at,
+        job.attempts,
+        job.failures,
+        job.handed_back,
+        job.lost,
+        job.abort_requested,
+        job.worker_id,
+        job.created_at,
+        job.created_by,
+        job.started_at,
+        job.finished_at,
+        job.purge_at,
+        job.result,
+        job.error
+    from procrastinate_jobs as job
+    where job.id = job_id;
 end;
 $$;
 
 comment on function procrastinate_get_job is
-'Read one job: its row of procrastinate_jobs, or none. Example: select status from '
+'Read one job: what procrastinate_jobs says of it, or no row. Example: select status from '
 'procrastinate_get_job(42).';
 
 -- Stop and restart fetching from a queue, for all workers at once.
@@ -3934,8 +4029,8 @@ $$;
 comment on function procrastinate_repair is
 'Mend what a restore or a switch-over can leave behind: set sequences that are behind the data, '
 'take back running jobs of workers that are gone or unknown, have every lock looked at afresh. '
-'Returns what it looked at and how much it mended. Harmless at any time. Example: select * from '
-'procrastinate_repair().';
+'Returns what it looked at and how much it mended. Harmless at any time. Error: '
+'25001. Example: select * from procrastinate_repair().';
 
 create function _procrastinate_repair_sequences()
 returns table (mended text, amount bigint)
@@ -3991,14 +4086,19 @@ comment on function procrastinate_schema_version is
 'Version of the schema: what a binding checks when it opens. Example: select '
 'procrastinate_schema_version().';
 
--- A stranger may not call what reads or changes the queue: the owner grants what others need.
+-- A stranger may not call what reads or changes the queue: the owner grants what others need, by
+-- hand or with roles.sql. A grant is meant by function, so what can be granted runs as the owner
+-- and needs no right to what it uses (docs/decisions/0007-roles.md).
 
 do $$
 declare
-    ours regprocedure;
+    ours record;
 begin
     for ours in
-        select fn.oid
+        select
+            fn.oid::regprocedure as signature,
+            -- Triggers too: whoever may insert needs no right to what they write.
+            fn.proname ~ '^procrastinate_' or fn.prorettype = 'trigger'::regtype as runs_as_owner
         from pg_proc as fn
         where
             fn.pronamespace = quote_ident(current_schema())::regnamespace
@@ -4009,7 +4109,10 @@ begin
                 'procrastinate_schema_version', 'procrastinate_listen_channels', '_procrastinate_channel'
             )
     loop
-        execute format('revoke execute on function %s from public', ours);
+        execute format('revoke execute on function %s from public', ours.signature);
+        if ours.runs_as_owner then
+            execute format('alter function %s security definer', ours.signature);
+        end if;
     end loop;
 end;
 $$;

@@ -40,8 +40,8 @@ $$;
 comment on function procrastinate_cancel_job is
 'Cancel a waiting job. With abort, ask the worker of a running one to stop it: returns doing, and '
 'a retry, failure or rescue of the job then ends aborted. Otherwise changes nothing. Returns the '
-'status that the job then has. Never waits for a run that is just being finished. Error: PC005 no '
-'such job. Example: select procrastinate_cancel_job(42, abort => true).';
+'status that the job then has. Never waits for a run that is just being finished. Errors: PC005 no '
+'such job; 22023. Example: select procrastinate_cancel_job(42, abort => true).';
 
 create function _procrastinate_request_abort(job_id bigint)
 returns void

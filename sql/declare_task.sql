@@ -117,7 +117,10 @@ begin
     seconds := least(
         extract(epoch from task.retry_delay) * factor, extract(epoch from task.max_retry_delay)
     );
-    return make_interval(secs => seconds * (1 - task.jitter * random()));
+    -- Numeric: the product of two floats that small is an error.
+    return make_interval(
+        secs => seconds * (1 - task.jitter::numeric * random()::numeric)::double precision
+    );
 end;
 $$;
 

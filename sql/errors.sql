@@ -84,7 +84,7 @@ begin
             when bad.kind <> 'object' then format('must be an object, not %s', bad.kind)
             when bad.value - keys = '{}' then format('has no %s', keys[1])
             else (
-                select format('has an unknown key %I', unknown.key)
+                select format('has an unknown key %I', left(unknown.key, 100))
                 from jsonb_object_keys(bad.value - keys) as unknown (key)
                 limit 1
             )
@@ -97,6 +97,23 @@ $$;
 comment on function _procrastinate_check_batch is
 'Raise 22023 unless the batch is an array of objects with known keys only, the first of them '
 'always there.';
+
+create function _procrastinate_check_list(argument text, list anyarray)
+returns void
+language plpgsql
+immutable
+set search_path from current
+as $$
+begin
+    -- array_position() takes no array of arrays.
+    if list is null or array_ndims(list) > 1 or array_position(list, null) is not null then
+        perform _procrastinate_refuse(argument, 'must be a plain array without nulls');
+    end if;
+end;
+$$;
+
+comment on function _procrastinate_check_list is
+'Raise 22023 unless the value is an array of one dimension, or empty, without nulls.';
 
 create function _procrastinate_is_integer(value jsonb, lowest numeric, highest numeric)
 returns boolean
@@ -173,14 +190,19 @@ immutable
 set search_path from current
 as $$
 begin
-    if value not between interval '0' and interval '1000 years' then
+    -- Intervals compare as if months had 30 days: one whose parts cancel each other out may look
+    -- short, and be out of range when it is added to a time.
+    if value not between interval '0' and interval '1000 years'
+        or abs(extract(year from value)) > 1000
+        or abs(extract(day from value)) > 366000
+    then
         perform _procrastinate_refuse(argument, 'must lie between 0 and 1000 years');
     end if;
 end;
 $$;
 
 comment on function _procrastinate_check_interval is
-'Raise 22023 if an interval is negative or too long.';
+'Raise 22023 if an interval, or a part of it, is out of bounds.';
 
 create function _procrastinate_refuse_job(job_id bigint)
 returns void

@@ -17,7 +17,7 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 declare
-    batch constant integer := least(greatest(max_jobs * 2, 100), 2000);
+    batch constant integer := least(greatest(max_jobs, 50), 1000) * 2;
     claimed integer := 0;
     round integer;
     promoted bigint[];
@@ -80,8 +80,8 @@ end;
 $$;
 
 comment on function procrastinate_fetch_job is
-'Claim one job, as procrastinate_fetch_jobs with max_jobs 1: one row or none. '
-'Example: select * from procrastinate_fetch_job(7).';
+'Claim one job, as procrastinate_fetch_jobs with max_jobs 1: one row or none. Errors: PC004; '
+'22023; 25001. Example: select * from procrastinate_fetch_job(7).';
 
 create function _procrastinate_check_fetch(worker_id bigint, queue_names text[], max_jobs integer)
 returns void
@@ -90,10 +90,14 @@ set search_path from current
 as $$
 begin
     perform _procrastinate_check_read_committed();
-    if queue_names = '{}' or array_position(queue_names, null) is not null then
+    -- array_position() takes no array of arrays.
+    if queue_names = '{}'
+        or array_ndims(queue_names) > 1
+        or array_position(queue_names, null) is not null
+    then
         perform _procrastinate_refuse(
             'queue_names',
-            'must name at least one queue, and no null',
+            'must be a plain array of at least one queue, without nulls',
             'Null, in place of an array, means all queues.'
         );
     elsif coalesce(max_jobs < 1, true) then

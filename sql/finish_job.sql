@@ -78,6 +78,7 @@ declare
     job_ids bigint[];
     statuses procrastinate_job_status[];
     locks text[];
+    queue_names text[];
 begin
     perform _procrastinate_act(true);
     with decided as materialized (
@@ -89,7 +90,7 @@ begin
         where
             job.id = any(array[decided.job_id])
             and not decided.waits and decided.keep_finished = interval '0'
-        returning decided.ordinal, job.id, decided.status, job.lock
+        returning decided.ordinal, job.id, decided.status, job.lock, job.queue_name
     ),
     ended as (
         update procrastinate_jobs as job
@@ -110,7 +111,7 @@ begin
         where
             job.id = any(array[decided.job_id])
             and (decided.waits or decided.keep_finished is distinct from interval '0')
-        returning decided.ordinal, job.id, decided.status, job.lock
+        returning decided.ordinal, job.id, decided.status, job.lock, job.queue_name
     ),
     done as (
         select * from removed
@@ -120,12 +121,13 @@ begin
     select
         array_agg(done.ordinal), array_agg(done.id), array_agg(done.status),
         -- What waits again has said so itself (procrastinate_job_waits).
-        array_agg(distinct done.lock) filter (where done.lock is not null and done.status <> 'todo')
-    into ordinals, job_ids, statuses, locks
+        array_agg(distinct done.lock) filter (where done.lock is not null and done.status <> 'todo'),
+        array_agg(distinct done.queue_name) filter (where done.lock is not null)
+    into ordinals, job_ids, statuses, locks, queue_names
     from done;
 
     perform _procrastinate_act(false);
-    perform _procrastinate_leave_locks(locks);
+    perform _procrastinate_leave_locks(locks, queue_names);
     return query select * from unnest(ordinals, job_ids, statuses);
 end;
 $$;
@@ -239,7 +241,7 @@ comment on function _procrastinate_hold_runs is
 'each other; and only then decide, so that what was asked of them meanwhile counts. Outcomes of '
 'runs that are not the running one are left out.';
 
-create function _procrastinate_leave_locks(locks text[])
+create function _procrastinate_leave_locks(locks text[], queue_names text[])
 returns void
 language plpgsql
 set search_path from current
@@ -251,7 +253,11 @@ begin
     insert into procrastinate_lock_events (lock)
     select named.lock from unnest(locks) as named (lock);
 
-    -- Whose turn is next is not decided here: wake whoever is likely to find out and to run it.
+    -- Whose turn is next is not decided here: wake whoever is likely to find out and to run it. An
+    -- older snapshot does not see who waits by now.
+    if current_setting('transaction_isolation') <> 'read committed' then
+        perform _procrastinate_notify_queue(own.queue) from unnest(queue_names) as own (queue);
+    end if;
     perform _procrastinate_notify_queue(next_up.queue_name)
     from (
         select distinct head.queue_name
@@ -268,4 +274,5 @@ end;
 $$;
 
 comment on function _procrastinate_leave_locks is
-'Note that another job of these locks may be next (null: of none).';
+'Note that another job of these locks (null: of none), which jobs of these queues have left, may '
+'be next.';

@@ -24,7 +24,10 @@ set enable_mergejoin = off
 as $$
 begin
     perform _procrastinate_check_read_committed();
-    if coalesce(cardinality(job_ids) <> cardinality(attempts), true) then
+    perform
+        _procrastinate_check_list('job_ids', job_ids),
+        _procrastinate_check_list('attempts', attempts);
+    if cardinality(job_ids) <> cardinality(attempts) then
         perform _procrastinate_refuse('attempts', 'must have one element for each of job_ids');
     end if;
 

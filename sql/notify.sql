@@ -26,6 +26,7 @@ as $$
     union
     select _procrastinate_channel(named.queue)
     from unnest(queue_names) as named (queue)
+    where named.queue is not null
 $$;
 
 comment on function procrastinate_listen_channels is

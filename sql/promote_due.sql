@@ -9,6 +9,7 @@ declare
     first constant timestamptz := _procrastinate_first_due();
     due_at timestamptz;
 begin
+    perform _procrastinate_check_list('queue_names', coalesce(queue_names, '{}'));
     if queue_names is null then
         select job.due_at into due_at
         from procrastinate_jobs as job
@@ -38,7 +39,8 @@ $$;
 comment on function procrastinate_next_due is
 'How long until the next scheduled job of these queues (null: all) can be fetched: zero if one is '
 'due, null if none is scheduled. While fetches look from a floor (sql/floors.sql), at most until '
-'the next look from the start. Example: select procrastinate_next_due(array[''mail'']).';
+'the next look from the start. Error: 22023. Example: '
+'select procrastinate_next_due(array[''mail'']).';
 
 create function _procrastinate_first_due()
 returns timestamptz

@@ -13,6 +13,9 @@ declare
     worker_id bigint;
 begin
     perform _procrastinate_check_name('name', coalesce(name, 'none'));
+    perform
+        _procrastinate_check_interval('heartbeat_interval', heartbeat_interval),
+        _procrastinate_check_interval('lease', lease);
     if coalesce(
         heartbeat_interval not between interval '0.1 seconds' and interval '1 hour', true
     ) then

@@ -8,9 +8,8 @@ as $$
 begin
     if worker_id is null then
         perform _procrastinate_refuse('worker_id', 'must not be null');
-    elsif job_ids is null or array_position(job_ids, null) is not null then
-        perform _procrastinate_refuse('job_ids', 'must be an array without nulls');
     end if;
+    perform _procrastinate_check_list('job_ids', job_ids);
 
     return query
     select ended.job_id
@@ -38,9 +37,8 @@ as $$
 begin
     if worker_id is null then
         perform _procrastinate_refuse('worker_id', 'must not be null');
-    elsif known_job_ids is null or array_position(known_job_ids, null) is not null then
-        perform _procrastinate_refuse('known_job_ids', 'must be an array without nulls');
     end if;
+    perform _procrastinate_check_list('known_job_ids', known_job_ids);
 
     return query
     select released.job_id

@@ -39,8 +39,8 @@ $$;
 comment on function procrastinate_repair is
 'Mend what a restore or a switch-over can leave behind: set sequences that are behind the data, '
 'take back running jobs of workers that are gone or unknown, have every lock looked at afresh. '
-'Returns what it looked at and how much it mended. Harmless at any time. Example: select * from '
-'procrastinate_repair().';
+'Returns what it looked at and how much it mended. Harmless at any time. Error: '
+'25001. Example: select * from procrastinate_repair().';
 
 create function _procrastinate_repair_sequences()
 returns table (mended text, amount bigint)

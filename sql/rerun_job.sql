@@ -48,4 +48,4 @@ $$;
 comment on function procrastinate_rerun_job is
 'Let a finished job wait again, at once, with all the attempts that its policy allows. Errors: '
 'PC005 no such job; PC001 not finished; PC002 it was never started, and its queueing lock waits by '
-'now. Example: select procrastinate_rerun_job(42).';
+'now; 22023. Example: select procrastinate_rerun_job(42).';

@@ -20,11 +20,11 @@ declare
 begin
     if worker_id is null then
         perform _procrastinate_refuse('worker_id', 'must not be null');
-    elsif job_ids is null or array_position(job_ids, null) is not null then
-        perform _procrastinate_refuse('job_ids', 'must be an array without nulls');
-    elsif array_position(attempts, null) is not null
-        or coalesce(cardinality(job_ids) <> cardinality(attempts), true)
-    then
+    end if;
+    perform
+        _procrastinate_check_list('job_ids', job_ids),
+        _procrastinate_check_list('attempts', attempts);
+    if cardinality(job_ids) <> cardinality(attempts) then
         perform _procrastinate_refuse('attempts', 'must have one element for each of job_ids');
     end if;
 
@@ -38,8 +38,10 @@ begin
         run.id,
         case
             when exists (
-                select from unnest(done) as other (place)
-                where job_ids[other.place] = run.id and attempts[other.place] = run.attempt
+                -- Not by subscripts: those of an array may begin anywhere.
+                select from unnest(job_ids, attempts) with ordinality as other (id, attempt, place)
+                where
+                    other.id = run.id and other.attempt = run.attempt and other.place = any(done)
             ) then 'duplicate'
             else 'not running'
         end
@@ -64,6 +66,7 @@ declare
     ended_at constant timestamptz := clock_timestamp();
     places integer[];
     locks text[];
+    queue_names text[];
 begin
     perform _procrastinate_act(true);
     with held as materialized (
@@ -90,7 +93,7 @@ begin
         delete from procrastinate_jobs as job
         using held
         where job.id = any(array[held.id]) and held.keep_finished = interval '0'
-        returning held.place, job.lock
+        returning held.place, job.lock, job.queue_name
     ),
     kept as (
         update procrastinate_jobs as job
@@ -101,7 +104,7 @@ begin
             purge_at = ended_at + held.keep_finished
         from held
         where job.id = any(array[held.id]) and held.keep_finished is distinct from interval '0'
-        returning held.place, job.lock
+        returning held.place, job.lock, job.queue_name
     ),
     done as (
         select * from removed
@@ -110,12 +113,13 @@ begin
     )
     select
         array_agg(done.place::integer),
-        array_agg(distinct done.lock) filter (where done.lock is not null)
-    into places, locks
+        array_agg(distinct done.lock) filter (where done.lock is not null),
+        array_agg(distinct done.queue_name) filter (where done.lock is not null)
+    into places, locks, queue_names
     from done;
     perform _procrastinate_act(false);
 
-    perform _procrastinate_leave_locks(locks);
+    perform _procrastinate_leave_locks(locks, queue_names);
     return coalesce(places, array[]::integer[]);
 end;
 $$;

@@ -25,6 +25,35 @@ begin
 end;
 $$;
 
+-- What roles.sql made, where it was run (with another procrastinate.role_prefix: say so again). The
+-- roles stay, other databases may use them, and have no rights here any more.
+do $$
+declare
+    prefix constant text := coalesce(
+        nullif(current_setting('procrastinate.role_prefix', true), ''), 'procrastinate'
+    );
+    role_name text;
+begin
+    if to_regclass('procrastinate_own_jobs') is not null then
+        drop view procrastinate_jobs_overview, procrastinate_own_jobs;
+    end if;
+
+    for role_name in
+        select entry.grantee::regrole
+        from pg_namespace as nsp
+        cross join lateral aclexplode(nsp.nspacl) as entry
+        inner join pg_roles as grantee on grantee.oid = entry.grantee
+        where
+            nsp.nspname = current_schema() and entry.privilege_type = 'USAGE'
+            and grantee.rolname in (
+                prefix || '_producer', prefix || '_worker', prefix || '_reader', prefix || '_admin'
+            )
+    loop
+        execute format('revoke usage on schema %I from %s', current_schema(), role_name);
+    end loop;
+end;
+$$;
+
 drop function
     procrastinate_cancel_job,
     procrastinate_declare_task,
@@ -61,6 +90,7 @@ drop function
     _procrastinate_check_fetch,
     _procrastinate_check_interval,
     _procrastinate_check_job,
+    _procrastinate_check_list,
     _procrastinate_check_name,
     _procrastinate_check_outcomes,
     _procrastinate_check_policy,

@@ -45,13 +45,21 @@ select is_empty(
     'a stranger may not touch a sequence'
 );
 
-select is_empty(
+select set_eq(
     $$
     select fn.oid::regprocedure
     from pg_proc as fn
     where fn.pronamespace = quote_ident(current_schema())::regnamespace and fn.prosecdef
     $$,
-    'no function runs with the rights of its owner: a grant on it never gives more than it says'
+    $$
+    select fn.oid::regprocedure
+    from pg_proc as fn
+    where
+        fn.pronamespace = quote_ident(current_schema())::regnamespace
+        and (fn.proname ~ '^procrastinate_' or fn.prorettype = 'trigger'::regtype)
+        and fn.proname not in ('procrastinate_schema_version', 'procrastinate_listen_channels')
+    $$,
+    'what can be granted, and what inserting fires, runs with the rights of the owner: nothing else'
 );
 
 do $$

@@ -63,15 +63,17 @@ class UnreadableArgs(Mapping[str, Any]):
     """Stands for the args of a job that cannot be decoded here.
 
     Whoever looks into them gets the reason, as an `InvalidArgument`: so the run of that job fails.
+
+    Attributes:
+        reason: What an error says of it.
     """
 
     def __init__(self, error: Exception) -> None:
         self._error = error
+        self.reason = f"args: cannot be decoded: {str(error) or type(error).__name__}"
 
     def _refuse(self) -> NoReturn:
-        error = self._error
-        message = f"args: cannot be decoded: {str(error) or type(error).__name__}"
-        raise InvalidArgument(message) from error
+        raise InvalidArgument(self.reason) from self._error
 
     def __getitem__(self, name: str) -> Any:
         self._refuse()

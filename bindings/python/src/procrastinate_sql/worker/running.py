@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from procrastinate_sql.calls import Beat
-from procrastinate_sql.job import FetchedJob
+from procrastinate_sql.job import FetchedJob, UnreadableArgs
 from procrastinate_sql.worker.calling import Caller
 from procrastinate_sql.worker.finishing import Finisher
 from procrastinate_sql.worker.pace import STALE, Pace
@@ -93,10 +93,15 @@ class Running:
         self._is_verbose = logger.isEnabledFor(logging.DEBUG)
         runs = []
         for job in jobs:
-            if task := self._tasks.get(job.task_name):
-                runs.append(Run(job, task, worker_id, now, all_on_loop or task.is_async))
+            task = self._tasks.get(job.task_name)
+            if task is None:
+                error = f'task "{job.task_name}" is not registered with this worker'
+                self._refuse(job, outcome(job, worker_id, status="failed", error=error))
+            elif task.batch is not None and isinstance(job.args, UnreadableArgs):
+                # Others share the call that would look into them.
+                self._refuse(job, outcome(job, worker_id, fail=True, error=job.args.reason))
             else:
-                self._refuse(job, worker_id)
+                runs.append(Run(job, task, worker_id, now, all_on_loop or task.is_async))
         if self._unconfirmed:
             for job in jobs:
                 self._unconfirmed.pop(job.id, None)
@@ -165,9 +170,7 @@ class Running:
             ending = _ending(outcome)
         self._log(run.job, ending, outcome, run.stop_reason)
 
-    def _refuse(self, job: FetchedJob, worker_id: int) -> None:
-        error = f'task "{job.task_name}" is not registered with this worker'
-        refusal = outcome(job, worker_id, status="failed", error=error)
+    def _refuse(self, job: FetchedJob, refusal: Outcome) -> None:
         self._finisher.report(refusal, frees_lock=job.lock is not None)
         self._log(job, "failed", refusal, None)
 
