@@ -77,6 +77,7 @@ lint-python: .venv/dev .venv/binding $(PACKAGED)
 lint-sql: .venv/dev test-programs
 	$(BIN)/sqlfluff lint --processes 2 sql migrations tests/sql
 	$(BIN)/python tools/lint_bodies.py sql/*.sql
+	$(BIN)/python tools/lint_security.py
 	cd migrations && sha256sum --check --quiet checksums.sha256
 	$(POSTGRES) run default -- sh -c "$(PGTAP) tests/sql/lint/*.sql"
 

@@ -1329,10 +1329,13 @@ begin
     ids := own_ids;
     -- In the order of their queueing locks, so that two batches cannot wait for each other.
     for place in
+        -- Not by subscripts: in a query, each of them would walk through the array.
         select once.place
-        from generate_subscripts(new_jobs, 1) as once (place)
-        where new_jobs[once.place].queueing_lock is not null
-        order by new_jobs[once.place].queueing_lock, once.place
+        from unnest(new_jobs) with ordinality as once (
+            id, task_name, args, queue_name, priority, lock, queueing_lock, scheduled_at, place
+        )
+        where once.queueing_lock is not null
+        order by once.queueing_lock, once.place
     loop
         ids[place] := _procrastinate_defer_once(new_jobs[place], policies[place]);
     end loop;
@@ -2400,14 +2403,18 @@ begin
         select * into freed from _procrastinate_free_heads(batch);
         readied := readied || promoted || freed.heads;
 
-        perform _procrastinate_act(true);
+        if freed.heads <> '{}' then
+            perform _procrastinate_act(true);
+        end if;
         return query
         select claim.*
         from _procrastinate_claim(
             worker_id, _procrastinate_choose(queue_names, freed.heads, max_jobs - claimed)
         ) as claim;
         get diagnostics round = row_count;
-        perform _procrastinate_act(false);
+        if freed.heads <> '{}' then
+            perform _procrastinate_act(false);
+        end if;
         claimed := claimed + round;
         exit when claimed >= max_jobs;
 
@@ -2423,7 +2430,9 @@ begin
     end loop;
 
     -- Others may wait for what became ready here and was not for this worker.
-    perform _procrastinate_notify_waiting(readied);
+    if readied <> '{}' then
+        perform _procrastinate_notify_waiting(readied);
+    end if;
 end;
 $$;
 

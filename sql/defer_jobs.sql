@@ -38,10 +38,13 @@ begin
     ids := own_ids;
     -- In the order of their queueing locks, so that two batches cannot wait for each other.
     for place in
+        -- Not by subscripts: in a query, each of them would walk through the array.
         select once.place
-        from generate_subscripts(new_jobs, 1) as once (place)
-        where new_jobs[once.place].queueing_lock is not null
-        order by new_jobs[once.place].queueing_lock, once.place
+        from unnest(new_jobs) with ordinality as once (
+            id, task_name, args, queue_name, priority, lock, queueing_lock, scheduled_at, place
+        )
+        where once.queueing_lock is not null
+        order by once.queueing_lock, once.place
     loop
         ids[place] := _procrastinate_defer_once(new_jobs[place], policies[place]);
     end loop;

@@ -32,14 +32,18 @@ begin
         select * into freed from _procrastinate_free_heads(batch);
         readied := readied || promoted || freed.heads;
 
-        perform _procrastinate_act(true);
+        if freed.heads <> '{}' then
+            perform _procrastinate_act(true);
+        end if;
         return query
         select claim.*
         from _procrastinate_claim(
             worker_id, _procrastinate_choose(queue_names, freed.heads, max_jobs - claimed)
         ) as claim;
         get diagnostics round = row_count;
-        perform _procrastinate_act(false);
+        if freed.heads <> '{}' then
+            perform _procrastinate_act(false);
+        end if;
         claimed := claimed + round;
         exit when claimed >= max_jobs;
 
@@ -55,7 +59,9 @@ begin
     end loop;
 
     -- Others may wait for what became ready here and was not for this worker.
-    perform _procrastinate_notify_waiting(readied);
+    if readied <> '{}' then
+        perform _procrastinate_notify_waiting(readied);
+    end if;
 end;
 $$;
 
