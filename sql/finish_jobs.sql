@@ -37,22 +37,25 @@ begin
         return;
     end if;
     return query
+    with wanted_run as materialized (
+        select outcome.ordinal::integer as ordinal, outcome.job_id, outcome.attempt
+        from unnest(wanted) with ordinality as outcome (
+            job_id, attempt, worker_id, action, status, result, error, retry_in, ordinal
+        )
+    ),
+    applied_run as materialized (
+        select run.job_id, run.attempt from wanted_run as run where run.ordinal = any(applied)
+    )
     select
-        refused.ordinal::integer,
+        refused.ordinal,
         refused.job_id,
         case
-            when exists (
-                select from unnest(applied) as place (ordinal)
-                where
-                    wanted[place.ordinal].job_id = refused.job_id
-                    and wanted[place.ordinal].attempt = refused.attempt
-                    and coalesce(wanted[place.ordinal].worker_id = refused.worker_id, true)
+            when (refused.job_id, refused.attempt) in (
+                select run.job_id, run.attempt from applied_run as run
             ) then 'duplicate'
             else 'not running'
         end
-    from unnest(wanted) with ordinality as refused (
-        job_id, attempt, worker_id, action, status, result, error, retry_in, ordinal
-    )
+    from wanted_run as refused
     where refused.ordinal <> all(coalesce(applied, '{}'));
 end;
 $$;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -11,7 +12,7 @@ from inspect import isasyncgenfunction
 from typing import TYPE_CHECKING, Any
 
 from procrastinate_sql.context import JobContext
-from procrastinate_sql.worker.processes import Children
+from procrastinate_sql.worker.processes import Children, end_if_forked
 from procrastinate_sql.worker.run import Batch, Work
 
 if TYPE_CHECKING:
@@ -96,12 +97,17 @@ class Caller:
         return [JobContext(self._app, run) for run in work.runs]
 
     async def _hop(self, call: Callable[[], Any]) -> Any:
+        process_id = os.getpid()
+
         def shielded() -> tuple[Any, BaseException | None]:
             # A future takes no StopIteration, and a SystemExit in it would end the loop.
+            result, raised = None, None
             try:
-                return call(), None
+                result = call()
             except BaseException as error:
-                return None, error
+                raised = error
+            end_if_forked(process_id)
+            return result, raised
 
         loop = asyncio.get_running_loop()
         result, error = await loop.run_in_executor(self._threads, copy_context().run, shielded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -100,17 +101,26 @@ class Children:
             self._idle.pop().kill()
 
 
+def end_if_forked(process_id: int) -> None:
+    """End this process if it is a child that a task forked: the worker is its parent alone."""
+    if os.getpid() != process_id:
+        os._exit(0)
+
+
 def _serve(connection: Connection) -> None:
     # The worker decides when to stop: a signal to the whole group is not for this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    process_id = os.getpid()
     while True:
         try:
             module, name, args = connection.recv()
         except EOFError:
             return
+        answer = _answer(module, name, args)
+        end_if_forked(process_id)
         try:
-            connection.send(_answer(module, name, args))
+            connection.send(answer)
         except Exception as error:  # what cannot be pickled
             connection.send(
                 ("error", f"{type(error).__name__}: the result cannot be sent: {error}")

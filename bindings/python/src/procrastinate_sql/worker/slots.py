@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from contextvars import copy_context
@@ -10,6 +11,7 @@ from time import perf_counter
 from typing import Any, TypeAlias
 
 from procrastinate_sql.worker.calling import Caller
+from procrastinate_sql.worker.processes import end_if_forked
 from procrastinate_sql.worker.run import Run, Work, is_stopped
 from procrastinate_sql.worker.waiting import Waiting
 
@@ -64,6 +66,7 @@ class Slots:
         self._on_closed = on_closed
         self._on_turn = on_turn
         self._loop = asyncio.get_running_loop()
+        self._process_id = os.getpid()
         self._turn_ends: float | None = None
         self._open: set[Slot] = set()
 
@@ -97,13 +100,15 @@ class Slots:
                 timer = self._start_timer(work) if work.job.timeout is not None else None
                 try:
                     result = await self._caller.call_on_loop(work)
-                except GeneratorExit:
-                    raise
                 except BaseException as error:
+                    end_if_forked(self._process_id)
+                    if isinstance(error, GeneratorExit) and not self._loop.is_running():
+                        raise  # nobody raised it: this coroutine is being thrown away
                     slot.is_spoilt |= isinstance(error, asyncio.CancelledError)
                     ended = perf_counter()
                     self._on_ended(work, None, error, ended - started)
                 else:
+                    end_if_forked(self._process_id)
                     ended = perf_counter()
                     self._on_ended(work, result, None, ended - started)
                 if timer is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from procrastinate_sql.worker.calling import THREAD_NAME, Caller
+from procrastinate_sql.worker.processes import end_if_forked
 from procrastinate_sql.worker.run import Work, is_stopped
 from procrastinate_sql.worker.slots import OnEnded
 from procrastinate_sql.worker.waiting import Waiting
@@ -59,6 +61,7 @@ class Threads:
         self._on_ended = on_ended
         self._on_free = on_free
         self._loop = asyncio.get_running_loop()
+        self._process_id = os.getpid()
         self._context = copy_context()
         self._desks: list[_Desk] = []
         self._idle: list[_Desk] = []
@@ -117,13 +120,15 @@ class Threads:
         if work.job.timeout is not None:
             self._tell(self._start_timer, work)
         started = perf_counter()
+        result, raised = None, None
         try:
             if is_stopped(work):
                 raise asyncio.CancelledError
             result = context.run(self._caller.call_in_thread, work)
         except BaseException as error:
-            return work, None, error, perf_counter() - started
-        return work, result, None, perf_counter() - started
+            raised = error
+        end_if_forked(self._process_id)
+        return work, result, raised, perf_counter() - started
 
     def _wake_loop(self) -> None:
         if not self._is_loop_woken:
