@@ -524,22 +524,6 @@ $$;
 comment on function _procrastinate_check_list is
 'Raise 22023 unless the value is an array of one dimension, or empty, without nulls.';
 
-create function _procrastinate_is_integer(value jsonb, lowest numeric, highest numeric)
-returns boolean
-language plpgsql
-immutable
-set search_path from current
-as $$
-begin
-    return jsonb_typeof(value) = 'number'
-        and value::text ~ '^-?[0-9]+$'
-        and value::text::numeric between lowest and highest;
-end;
-$$;
-
-comment on function _procrastinate_is_integer is
-'Is this JSON value a whole number within these bounds?';
-
 create function _procrastinate_read_time(argument text, value text)
 returns timestamptz
 language plpgsql
@@ -1297,47 +1281,51 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    new_jobs procrastinate_new_job[];
-    policies text[];
     own_ids bigint[];
     ids bigint[];
-    place integer;
+    -- Those with a queueing lock.
+    once procrastinate_new_job[];
+    policies text[];
+    places integer[];
 begin
     perform _procrastinate_check_batch('jobs', jobs, array[
         'task_name', 'args', 'queue_name', 'priority',
         'lock', 'queueing_lock', 'scheduled_at', 'on_conflict'
     ]);
-    select
-        array_agg(read.job order by read.position),
-        array_agg(read.on_conflict order by read.position),
-        array_agg((read.job).id order by read.position)
-    into new_jobs, policies, own_ids
-    from _procrastinate_read_jobs(jobs) as read;
+    perform _procrastinate_check_jobs(jobs);
 
-    insert into procrastinate_jobs (id, task_name, args, queue_name, priority, lock, scheduled_at)
+    with given as materialized (
+        select * from _procrastinate_read_jobs(jobs)
+    ),
+    inserted as (
+        insert into procrastinate_jobs (
+            id, task_name, args, queue_name, priority, lock, scheduled_at
+        )
+        select
+            new.id, new.task_name, new.args, new.queue_name, new.priority, new.lock,
+            new.scheduled_at
+        from given as new
+        where new.queueing_lock is null
+    ),
+    -- In the order of their queueing locks, so that two batches cannot wait for each other.
+    in_order as (
+        select * from given where given.queueing_lock is not null
+        order by given.queueing_lock, given.place
+    )
     select
-        new_job.id,
-        new_job.task_name,
-        new_job.args,
-        new_job.queue_name,
-        new_job.priority,
-        new_job.lock,
-        new_job.scheduled_at
-    from unnest(new_jobs) as new_job
-    where new_job.queueing_lock is null;
+        (select array_agg(given.id order by given.place) from given),
+        array_agg((
+            new.id, new.task_name, new.args, new.queue_name, new.priority, new.lock,
+            new.queueing_lock, new.scheduled_at
+        )::procrastinate_new_job),
+        array_agg(new.on_conflict),
+        array_agg(new.place)
+    into own_ids, once, policies, places
+    from in_order as new;
 
     ids := own_ids;
-    -- In the order of their queueing locks, so that two batches cannot wait for each other.
-    for place in
-        -- Not by subscripts: in a query, each of them would walk through the array.
-        select once.place
-        from unnest(new_jobs) with ordinality as once (
-            id, task_name, args, queue_name, priority, lock, queueing_lock, scheduled_at, place
-        )
-        where once.queueing_lock is not null
-        order by once.queueing_lock, once.place
-    loop
-        ids[place] := _procrastinate_defer_once(new_jobs[place], policies[place]);
+    for number in 1 .. coalesce(cardinality(places), 0) loop
+        ids[places[number]] := _procrastinate_defer_once(once[number], policies[number]);
     end loop;
 
     return query
@@ -1354,73 +1342,113 @@ comment on function procrastinate_defer_jobs is
 'PC002. Example: select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": '
 '{"to": "ann"}}]'').';
 
-create function _procrastinate_read_jobs(jobs jsonb)
-returns table ("position" bigint, job procrastinate_new_job, on_conflict text)
+create function _procrastinate_check_jobs(jobs jsonb)
+returns void
 language plpgsql
 set search_path from current
 as $$
 declare
     bad record;
 begin
-    select element.position, pair.key, pair.value into bad
-    from jsonb_array_elements(jobs) with ordinality as element (value, position)
-    cross join lateral jsonb_each(element.value) as pair
-    where pair.value <> 'null' and not case pair.key
-        when 'args' then jsonb_typeof(pair.value) = 'object'
-        when 'priority' then _procrastinate_is_integer(pair.value, -2147483648, 2147483647)
-        when 'on_conflict' then pair.value in ('"raise"', '"skip"', '"replace"')
-        when 'scheduled_at' then jsonb_typeof(pair.value) = 'string'
-        else
-            jsonb_typeof(pair.value) = 'string'
-            and char_length(pair.value #>> '{}') between 1 and 512
-    end
+    select given.place, checked.key into bad
+    from rows from (
+        jsonb_to_recordset(jobs) as (
+            task_name jsonb, args jsonb, queue_name jsonb, priority jsonb,
+            lock jsonb, queueing_lock jsonb, scheduled_at jsonb, on_conflict jsonb
+        )
+    ) with ordinality as given (
+        task_name, args, queue_name, priority,
+        lock, queueing_lock, scheduled_at, on_conflict, place
+    )
+    cross join lateral (
+        select case
+            when jsonb_typeof(given.args) <> 'object' then 'args'
+            when
+                case jsonb_typeof(given.priority)
+                    when 'number' then
+                        given.priority::numeric not between -2147483648 and 2147483647
+                        or given.priority::numeric % 1 <> 0
+                    else given.priority is not null
+                end then 'priority'
+            when given.on_conflict not in ('"raise"', '"skip"', '"replace"') then 'on_conflict'
+            when jsonb_typeof(given.scheduled_at) <> 'string' then 'scheduled_at'
+            when
+                jsonb_typeof(given.task_name) <> 'string'
+                or char_length(given.task_name #>> '{}') not between 1 and 512 then 'task_name'
+            when
+                jsonb_typeof(given.queue_name) <> 'string'
+                or char_length(given.queue_name #>> '{}') not between 1 and 512 then 'queue_name'
+            when
+                jsonb_typeof(given.lock) <> 'string'
+                or char_length(given.lock #>> '{}') not between 1 and 512 then 'lock'
+            when
+                jsonb_typeof(given.queueing_lock) <> 'string'
+                or char_length(given.queueing_lock #>> '{}') not between 1 and 512 then 'queueing_lock'
+        end
+    ) as checked (key)
+    where checked.key is not null
     limit 1;
     if found then
-        perform _procrastinate_refuse(
-            bad.key,
-            format('element %s of jobs cannot be %s', bad.position, left(bad.value::text, 100))
-        );
+        perform _procrastinate_refuse(bad.key, format(
+            'element %s of jobs cannot be %s',
+            bad.place, left(jobs -> (bad.place - 1)::integer ->> bad.key, 100)
+        ));
     end if;
+end;
+$$;
 
+comment on function _procrastinate_check_jobs is
+'Raise 22023 for the first element of a batch with a bad value.';
+
+create function _procrastinate_read_jobs(jobs jsonb)
+returns table (
+    place integer,
+    id bigint,
+    task_name text,
+    args jsonb,
+    queue_name text,
+    priority integer,
+    lock text,
+    queueing_lock text,
+    scheduled_at timestamptz,
+    on_conflict text
+)
+language plpgsql
+set search_path from current
+as $$
+#variable_conflict use_column
+begin
     return query
     select
-        element.position,
-        (
-            nextval('procrastinate_jobs_id_seq'),
-            element.task_name,
-            coalesce(element.args, '{}'),
-            coalesce(element.queue_name, task.queue_name, 'default'),
-            coalesce(element.priority, task.priority, 0),
-            coalesce(element.lock, task.lock),
-            element.queueing_lock,
-            case when element.scheduled_at is not null
-                then _procrastinate_read_time('scheduled_at', element.scheduled_at)
-            end
-        )::procrastinate_new_job,
+        element.place::integer,
+        nextval('procrastinate_jobs_id_seq'),
+        element.task_name,
+        coalesce(element.args, '{}'),
+        coalesce(element.queue_name, task.queue_name, 'default'),
+        coalesce(element.priority::integer, task.priority, 0),
+        coalesce(element.lock, task.lock),
+        element.queueing_lock,
+        case when element.scheduled_at is not null
+            then _procrastinate_read_time('scheduled_at', element.scheduled_at)
+        end,
         coalesce(element.on_conflict, 'raise')
     from rows from (
         jsonb_to_recordset(jobs) as (
-            task_name text,
-            args jsonb,
-            queue_name text,
-            priority integer,
-            lock text,
-            queueing_lock text,
-            scheduled_at text,
-            on_conflict text
+            task_name text, args jsonb, queue_name text, priority numeric,
+            lock text, queueing_lock text, scheduled_at text, on_conflict text
         )
     ) with ordinality as element (
         task_name, args, queue_name, priority,
-        lock, queueing_lock, scheduled_at, on_conflict, position
+        lock, queueing_lock, scheduled_at, on_conflict, place
     )
     left join procrastinate_tasks as task on element.task_name = task.task_name
-    order by element.position;
+    order by element.place;
 end;
 $$;
 
 comment on function _procrastinate_read_jobs is
 'Turn the elements of a batch into jobs with their defaults filled in and their ids drawn in '
-'order. Raises 22023 for an element with a bad value.';
+'order. Raises 22023 for a time that is none.';
 
 -- Where to begin to look while the entries of what is gone pile up in an index.
 --

@@ -115,22 +115,6 @@ $$;
 comment on function _procrastinate_check_list is
 'Raise 22023 unless the value is an array of one dimension, or empty, without nulls.';
 
-create function _procrastinate_is_integer(value jsonb, lowest numeric, highest numeric)
-returns boolean
-language plpgsql
-immutable
-set search_path from current
-as $$
-begin
-    return jsonb_typeof(value) = 'number'
-        and value::text ~ '^-?[0-9]+$'
-        and value::text::numeric between lowest and highest;
-end;
-$$;
-
-comment on function _procrastinate_is_integer is
-'Is this JSON value a whole number within these bounds?';
-
 create function _procrastinate_read_time(argument text, value text)
 returns timestamptz
 language plpgsql
