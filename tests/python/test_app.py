@@ -102,7 +102,7 @@ def test_a_job_is_scheduled_at_a_time(app: App):
         {"queue": ""},
         {"priority": 2**40},
         {"on_conflict": "ignore"},
-        {"connection": object()},
+        {"connection": NotImplemented},
     ],
     ids=str,
 )
@@ -111,7 +111,7 @@ def test_a_wrong_option_is_an_invalid_argument(app: App, options: dict[str, Any]
         app.configure("t", **options).defer()
 
 
-@pytest.mark.parametrize("value", [object(), float("nan"), "\0", "\ud800"], ids=ascii)
+@pytest.mark.parametrize("value", [NotImplemented, float("nan"), "\0", "\ud800"], ids=ascii)
 def test_what_is_no_json_is_an_invalid_argument(app: App, value: Any):
     with pytest.raises(InvalidArgument):
         app.defer("t", value=value)
