@@ -2416,10 +2416,11 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
 declare
-    batch constant integer := least(greatest(max_jobs, 50), 1000) * 2;
+    batch constant integer := least(greatest(max_jobs, 100), 1000);
     claimed integer := 0;
     round integer;
     promoted bigint[];
+    events integer;
     freed record;
     readied bigint[] := array[]::bigint[];
     waits_left integer := 20;
@@ -2428,7 +2429,8 @@ begin
 
     loop
         promoted := _procrastinate_promote_due(batch);
-        select * into freed from _procrastinate_free_heads(batch);
+        events := _procrastinate_events_to_settle(queue_names, max_jobs - claimed);
+        select * into freed from _procrastinate_free_heads(events);
         readied := readied || promoted || freed.heads;
 
         if freed.heads <> '{}' then
@@ -2453,7 +2455,7 @@ begin
             waits_left := waits_left - 1;
             perform pg_sleep(0.005);
         else
-            exit when cardinality(promoted) < batch and freed.taken < batch;
+            exit when cardinality(promoted) < batch and freed.taken < events;
         end if;
     end loop;
 
@@ -2562,6 +2564,28 @@ $$;
 
 comment on function _procrastinate_without_paused is
 'The queues to fetch from: those named (null: all, if none is paused) less the paused ones.';
+
+create function _procrastinate_events_to_settle(queue_names text[], max_jobs integer)
+returns integer
+language plpgsql
+set search_path from current
+as $$
+begin
+    -- Heads that cannot be claimed at once have to be made ready, one more version of their row:
+    -- so as many as are wanted, and few while there are ready jobs to claim anyway.
+    return least(greatest(
+        case
+            when not _procrastinate_has_events() then 0
+            when _procrastinate_any_ready(queue_names) then max_jobs / 5
+            else max_jobs
+        end,
+        20
+    ), 1000);
+end;
+$$;
+
+comment on function _procrastinate_events_to_settle is
+'How many events of locks a fetch is to take that still wants so many jobs.';
 
 create function _procrastinate_choose(queue_names text[], heads bigint[], max_jobs integer)
 returns bigint[]

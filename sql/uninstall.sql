@@ -104,6 +104,7 @@ drop function
     _procrastinate_end_all,
     _procrastinate_end_run,
     _procrastinate_end_runs,
+    _procrastinate_events_to_settle,
     _procrastinate_first_due,
     _procrastinate_floor,
     _procrastinate_free_heads,
