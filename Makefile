@@ -53,6 +53,11 @@ stress: .venv/dev .venv/binding $(PACKAGED) test-programs ## Stress with eight p
 	PROCRASTINATE_PG=$(PG) PROCRASTINATE_OVERLAY=$(OVERLAY) PROCRASTINATE_STRESS_SECONDS=60 \
 		$(BIN)/pytest -s tests/python/test_stress.py $(ARGS)
 
+.PHONY: faults
+faults: .venv/dev .venv/binding $(PACKAGED) test-programs ## Kill, crash, freeze, cut off; then audit (SIZE=small, 20000, full)
+	@sh tools/setup.sh faults
+	PROCRASTINATE_PG=$(PG) FAULTS_SIZE=$(or $(SIZE),full) $(BIN)/pytest -s $(or $(TESTS),tests/faults) $(ARGS)
+
 .PHONY: bench
 bench: .venv/bench .venv/binding $(PACKAGED) test-programs ## Measure against the peers (ARGS='--scale 0.05')
 	@sh tools/setup.sh npm

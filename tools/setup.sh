@@ -1,5 +1,5 @@
 #!/bin/sh
-# Bring what pip cannot: `setup.sh venv | npm | test`. Installs Debian packages as root (or with a
+# Bring what pip cannot: `setup.sh venv | npm | test | faults`. Installs Debian packages as root (or with a
 # passwordless sudo), else says which line to run. Does nothing, quickly, when all is there.
 set -eu
 cd "$(dirname "$0")/.."
@@ -84,6 +84,7 @@ case ${1:-} in
     venv) make_venv ;;
     npm) command -v npm > /dev/null || need npm ;;
     test) need_test_programs ;;
-    *) echo "usage: setup.sh venv | npm | test" >&2; exit 2 ;;
+    faults) ls /usr/lib/*/faketime/libfaketimeMT.so.1 > /dev/null 2>&1 || need faketime ;;
+    *) echo "usage: setup.sh venv | npm | test | faults" >&2; exit 2 ;;
 esac
 install_missing

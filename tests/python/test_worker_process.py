@@ -155,6 +155,12 @@ def test_all_jobs_are_done_though_the_server_is_restarted(
         with psycopg.connect(restartable_server.dsn) as connection:
             return dict(connection.execute(COUNTS).fetchall())
 
+    def registered() -> int:
+        with psycopg.connect(restartable_server.dsn) as connection:
+            row = connection.execute("select count(*) from procrastinate_workers").fetchone()
+            assert row is not None
+            return int(row[0])
+
     with psycopg.connect(restartable_server.dsn) as connection:
         store = JobStore(connection)
         names = ("brief", "brief_in_thread", "quick", "brief")
@@ -170,7 +176,9 @@ def test_all_jobs_are_done_though_the_server_is_restarted(
             ]
         )
     workers = [start(address=restartable_server.dsn) for _ in range(2)]
-    wait_until(lambda: counts().get("succeeded", 0) > 100, timeout=30)
+    # Both: one that cannot reach the server at its very start gives up.
+    wait_until(lambda: registered() == 2, timeout=60)
+    wait_until(lambda: counts().get("succeeded", 0) > 100, timeout=60)
     restartable_server.stop(mode)
     restartable_server.start()
     assert counts().get("succeeded", 0) < 1000

@@ -46,9 +46,9 @@ class Worker:
         listen_dsn: A direct connection for that, where `dsn` leads to a pooler.
         poll_interval: Seconds after which to look for jobs without any reason.
         wait: False: return when there is nothing to run.
-        durable_claims: Commit claims synchronously. Without, a crash of the server may forget who
-            ran a job, which is then run again while the first run, whose end is refused, is
-            stopped. Claims of jobs with a lock are durable in any case.
+        durable_claims: False: do not wait for the disk before a job starts. A crash of the server
+            may then forget who ran a job, which is run again while its first run is stopped.
+            Claims of jobs with a lock are durable in any case.
         health_file: Touched with every heartbeat, for `procrastinate-sql healthcheck`.
         log_args: Log arguments of jobs and texts of errors too.
 
@@ -68,7 +68,7 @@ class Worker:
         listen_dsn: str | None = None,
         poll_interval: float = 5.0,
         wait: bool = True,
-        durable_claims: bool = False,
+        durable_claims: bool = True,
         health_file: str | None = None,
         log_args: bool = False,
     ) -> None:
@@ -127,8 +127,6 @@ class _Active:
         app, queue_names = worker.app, worker.queue_names
         self._pool = AsyncPool(app.address)
         self._store = AsyncJobStore(self._pool, app.codec)
-        # A claim that is lost in a crash of the server lets its job run again, no more (and one of
-        # a job with a lock is never lost): not worth waiting for a disk before each start.
         self._claims = AsyncPool(replace(app.address, synchronous_commit=worker.durable_claims))
         self._finisher = Finisher(self._store, self._on_room, self._on_lock_freed, self._on_trouble)
         self._running = Running(
