@@ -145,7 +145,8 @@ def test_a_heartbeat_tells_what_to_abort_and_what_is_lost(store: JobStore):
 
 def test_the_other_functions(store: JobStore):
     worker_id, job_id = run_one(store, queue_name="q")
-    assert store.release_jobs(worker_id, [job_id]) == [job_id]
+    assert store.release_jobs(worker_id, [job_id], [2]) == []
+    assert store.release_jobs(worker_id, [job_id], [1]) == [job_id]
     store.pause_queue("q")
     assert store.fetch_jobs(worker_id, ["q"]) == []
     store.resume_queue("q")

@@ -302,7 +302,7 @@ CALLS: dict[str, Callable[[JobStore, int], Any]] = {
         [{"job_id": 1, "attempt": 1, "worker_id": worker, "status": "succeeded"}]
     ),
     "succeed_jobs": lambda store, worker: store.succeed_jobs(worker, [1], [1]),
-    "release_jobs": lambda store, worker: store.release_jobs(worker, [1]),
+    "release_jobs": lambda store, worker: store.release_jobs(worker, [1], [1]),
     "heartbeat": lambda store, worker: store.heartbeat(worker, [1], [1]),
     "rescue_jobs": lambda store, worker: store.rescue_jobs(worker),
     "next_due": lambda store, _: store.next_due(),

@@ -517,12 +517,15 @@ def succeed_jobs(
 
 
 @_call
-def release_jobs(worker_id: int, job_ids: Sequence[int]) -> Answer[list[int]]:
+def release_jobs(
+    worker_id: int, job_ids: Sequence[int], attempts: Sequence[int] | None = None
+) -> Answer[list[int]]:
     """Give back claimed jobs that were not started (procrastinate_release_jobs).
 
     Args:
         worker_id: The worker that holds them.
         job_ids: The jobs; those that it does not hold are left alone.
+        attempts: Their attempts, in the same order; by default whatever runs.
 
     Returns:
         The ids of those given back.
