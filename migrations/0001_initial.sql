@@ -402,6 +402,10 @@ create table procrastinate_abort_requests (
     requested_at timestamptz not null default clock_timestamp()
 );
 
+-- What is deleted can be replicated; but no key: of two who ask for one job, one would wait for the
+-- other.
+alter table procrastinate_abort_requests replica identity full;
+
 comment on table procrastinate_abort_requests is
 'Requests to abort jobs whose row was held at that moment; the next heartbeat carries them over.';
 comment on column procrastinate_abort_requests.job_id is 'The job to abort.';

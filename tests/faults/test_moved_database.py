@@ -8,13 +8,6 @@ from harness.scene import INSTALL, wait_until
 from harness.servers import cut_power
 from postgres import cluster
 
-QUEUE_TABLES = (
-    "procrastinate_jobs",
-    "procrastinate_tasks",
-    "procrastinate_queues",
-    "procrastinate_workers",
-    "procrastinate_lock_events",
-)
 EVIDENCE_TABLES = ("fault_history", "fault_departures", "fault_effects", "fault_bookings")
 PAUSE_ALL = """
     select procrastinate_pause_queue(queue.queue_name)
@@ -73,9 +66,8 @@ def test_switch_over_by_logical_replication(start_scene, size):
         source, target = scene.dsn, copy.conninfo(host="127.0.0.1")
         scene.dsn = target
         scene.set_up()
-        tables = ", ".join((*QUEUE_TABLES, *EVIDENCE_TABLES))
         scene.dsn = source
-        scene.execute(f"create publication moves for table {tables}")
+        scene.execute("create publication moves for all tables")
         scene.dsn = target
         scene.execute(f"create subscription moves connection '{source}' publication moves")
         scene.dsn = source

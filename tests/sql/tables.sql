@@ -1,7 +1,7 @@
 -- What must be true of a row, whoever writes it: each check by its name.
 begin;
 \ir support/arrange.sql
-select plan(44);
+select plan(45);
 
 select procrastinate_defer_job('waiting', queue_name => 'wait');
 select procrastinate_defer_job('locked', queue_name => 'wait', lock => 'x');
@@ -179,6 +179,21 @@ select col_is_pk('procrastinate_tasks', 'task_name', 'a task is declared once');
 select col_is_pk('procrastinate_queues', 'queue_name', 'a queue is listed once');
 
 select col_is_pk('procrastinate_workers', 'id', 'a worker has a number');
+
+select is_empty(
+    $$
+    select rel.oid::regclass
+    from pg_class as rel
+    where
+        rel.relnamespace = quote_ident(current_schema())::regnamespace
+        and rel.relkind = 'r'
+        and rel.relreplident <> 'f'
+        and not exists (
+            select from pg_index as idx where idx.indrelid = rel.oid and idx.indisprimary
+        )
+    $$,
+    'all tables can be published, with what is updated and deleted: each has a key, or says instead'
+);
 
 -- What is not said.
 
