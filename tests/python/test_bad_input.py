@@ -63,6 +63,7 @@ VALID: Mapping[str, str | None] = {
     "attempts": "{1}",
     "backoff": "linear",
     "error": "broken",
+    "give_up_silent": "false",
     "heartbeat_interval": "1 second",
     "jitter": "0.5",
     "job_id": "$running",
@@ -495,7 +496,8 @@ class Examiner:
         # Not among those that calls name.
         self.runner = Worker(conn).id
         conn.execute(
-            "update procrastinate_workers set lease = '1 day' where name is distinct from 'dead'"
+            "update procrastinate_workers set lease = '1 day', heartbeat_interval = '1 hour'"
+            " where name is distinct from 'dead'"
         )
         tables = conn.execute(
             "select relname from pg_class where relkind = 'r' and relname ~ '^procrastinate_'"

@@ -204,7 +204,9 @@ values
 ),
 (
     'procrastinate_repair',
-    '{}',
+    array[
+        'give_up_silent boolean = false'
+    ],
     'table(mended text, amount bigint)'
 ),
 (
