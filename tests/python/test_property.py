@@ -68,7 +68,8 @@ SETUP = """
     returns table (job_id bigint, worker_id bigint, status text)
     language sql as $$
         update procrastinate_workers
-        set last_heartbeat = '2000-01-01', lease = '0.1 seconds' where id = silent;
+        set last_heartbeat = '2000-01-01', heartbeat_interval = '0.1 s', lease = '0.3 s'
+        where id = silent;
         select * from procrastinate_rescue_jobs();
     $$;
 """
