@@ -297,7 +297,7 @@ create table procrastinate_tasks (
     timeout interval,
     keep_finished interval,
 
-    -- What is written by hand here would else be an error in each defer, or end of a run, of the task.
+    -- Who writes by hand here is to get the error, not each defer, or end of a run, of the task.
     constraint names_have_1_to_512_characters check (
         char_length(task_name) between 1 and 512
         and (queue_name is null or char_length(queue_name) between 1 and 512)
