@@ -206,29 +206,41 @@ def test_the_jobs_outlive_an_upgrade(database: Database, upgrade_to_next: Upgrad
         assert worker.fetch() == [waiting]
 
 
+# What another transaction holds, the version before, and the one that is left.
 KILLED_WHERE_IT_WAITS_FOR = {
-    "a table of the first": ("create table procrastinate_queues ()", 0),
+    "a table of the first": ("create table procrastinate_queues ()", 0, 0),
+    "a table of the last": ("create table procrastinate_notes ()", 0, SCHEMA_VERSION),
     "a lock that workers do not notice": (
         "lock table procrastinate_jobs in share update exclusive mode",
         SCHEMA_VERSION,
+        SCHEMA_VERSION,
     ),
-    "a lock of all": ("lock table procrastinate_jobs in access share mode", SCHEMA_VERSION),
-    "its last statement": ("create table procrastinate_notes ()", SCHEMA_VERSION),
+    "a lock of all": (
+        "lock table procrastinate_jobs in access share mode",
+        SCHEMA_VERSION,
+        SCHEMA_VERSION,
+    ),
+    "its last statement": (
+        "create table procrastinate_notes ()",
+        SCHEMA_VERSION,
+        SCHEMA_VERSION,
+    ),
 }
 
 
 @pytest.mark.parametrize(
-    ("held", "version"),
+    ("held", "version", "left"),
     KILLED_WHERE_IT_WAITS_FOR.values(),
     ids=KILLED_WHERE_IT_WAITS_FOR.keys(),
 )
-def test_a_killed_migration_leaves_the_version_before_and_can_be_run_again(
+def test_a_killed_upgrade_leaves_a_version_and_goes_on_from_there(
     dsn: str,
     database: Database,
     upgrade_to_next: Upgrade,
     wait_until: Callable[..., Any],
     held: str,
     version: int,
+    left: int,
 ):
     """Its backend is terminated half-way, where it waits for what another transaction holds."""
     migrate(database, version)
@@ -247,8 +259,8 @@ def test_a_killed_migration_leaves_the_version_before_and_can_be_run_again(
         other.execute("rollback")
 
     with owned_database(dsn) as before:
-        migrate(before, version)
+        migrate(before, left)
         assert database.dump() == before.dump()
-    missing = [*(file.name for file in NUMBERED), f"{MIGRATION}.sql"][version:]
+    missing = [*(file.name for file in NUMBERED), f"{MIGRATION}.sql"][left:]
     assert upgrade_to_next(database) == Outcome(missing)
     assert database.execute("select procrastinate_schema_version()") == [(NEXT,)]
