@@ -150,8 +150,11 @@ create table procrastinate_jobs (
     ),
     -- Drivers raise on what they cannot represent in every time zone: such a row would kill a
     -- worker.
-    constraint scheduled_at_lies_between_years_1_and_9999 check (
-        scheduled_at between '0001-01-03 00:00:00+00' and '9999-12-29 00:00:00+00'
+    constraint times_lie_between_years_1_and_9999 check (
+        least(scheduled_at, due_at, created_at, started_at, finished_at, purge_at)
+        >= '0001-01-03 00:00:00+00'
+        and greatest(scheduled_at, due_at, created_at, started_at, finished_at, purge_at)
+        <= '9999-12-29 00:00:00+00'
     ),
     constraint doing_has_worker_and_start_time check (
         status <> 'doing' or (worker_id is not null and started_at is not null)
@@ -292,7 +295,28 @@ create table procrastinate_tasks (
     jitter double precision not null default 0.1,
     max_lost integer not null default 5,
     timeout interval,
-    keep_finished interval
+    keep_finished interval,
+
+    -- Who writes by hand here is to get the error, not each defer, or end of a run, of the task.
+    constraint names_have_1_to_512_characters check (
+        char_length(task_name) between 1 and 512
+        and (queue_name is null or char_length(queue_name) between 1 and 512)
+        and (lock is null or char_length(lock) between 1 and 512)
+    ),
+    constraint policy_is_one check (
+        least(max_attempts, 1) = 1
+        and backoff in ('constant', 'linear', 'exponential')
+        and jitter between 0 and 1
+        and max_lost >= 0
+        and coalesce(timeout > interval '0', true)
+    ),
+    -- Added to a time, as they will be.
+    constraint durations_lie_between_0_and_1000_years check (
+        timestamp '2000-01-01' + least(retry_delay, max_retry_delay, keep_finished)
+        >= timestamp '2000-01-01'
+        and timestamp '2000-01-01' + greatest(retry_delay, max_retry_delay, timeout, keep_finished)
+        <= timestamp '3000-01-01'
+    )
 );
 
 -- What a fetch asks of each job that it claims, and an end of each that it closes: most often, both
@@ -327,7 +351,11 @@ comment on column procrastinate_tasks.keep_finished is
 
 create table procrastinate_queues (
     queue_name text primary key,
-    paused_at timestamptz
+    paused_at timestamptz,
+
+    constraint times_lie_between_years_1_and_9999 check (
+        paused_at between '0001-01-03 00:00:00+00' and '9999-12-29 00:00:00+00'
+    )
 );
 
 comment on table procrastinate_queues is
@@ -347,7 +375,21 @@ create table procrastinate_workers (
     server_started_at timestamptz not null default pg_postmaster_start_time(),
     stop_requested boolean not null default false,
     gone_at timestamptz,
-    taken_back_at timestamptz
+    taken_back_at timestamptz,
+
+    -- Every heartbeat reckons with those of all workers.
+    constraint times_lie_between_years_1_and_9999 check (
+        least(
+            registered_at, last_heartbeat, awake_since, server_started_at, gone_at, taken_back_at
+        ) >= '0001-01-03 00:00:00+00'
+        and greatest(
+            registered_at, last_heartbeat, awake_since, server_started_at, gone_at, taken_back_at
+        ) <= '9999-12-29 00:00:00+00'
+    ),
+    constraint three_heartbeats_fit_into_the_lease check (
+        heartbeat_interval between interval '0.1 seconds' and interval '1 hour'
+        and lease between heartbeat_interval * 3 and interval '1 day'
+    )
 ) with (
     -- Nothing that a heartbeat writes is indexed: its updates stay in their page (HOT).
     fillfactor = 50,
@@ -401,6 +443,10 @@ create table procrastinate_abort_requests (
     job_id bigint not null,
     requested_at timestamptz not null default clock_timestamp()
 );
+
+-- What is deleted can be replicated; but no key: of two who ask for one job, one would wait for the
+-- other.
+alter table procrastinate_abort_requests replica identity full;
 
 comment on table procrastinate_abort_requests is
 'Requests to abort jobs whose row was held at that moment; the next heartbeat carries them over.';
@@ -3321,7 +3367,11 @@ comment on function procrastinate_retry_job is
 
 -- Give back jobs that were claimed and not started, or of which the worker never heard.
 
-create function procrastinate_release_jobs(worker_id bigint, job_ids bigint[])
+create function procrastinate_release_jobs(
+    worker_id bigint,
+    job_ids bigint[],
+    attempts integer[] = null
+)
 returns setof bigint
 language plpgsql
 set search_path from current
@@ -3330,21 +3380,30 @@ begin
     if worker_id is null then
         perform _procrastinate_refuse('worker_id', 'must not be null');
     end if;
-    perform _procrastinate_check_list('job_ids', job_ids);
+    perform
+        _procrastinate_check_list('job_ids', job_ids),
+        _procrastinate_check_list('attempts', coalesce(attempts, '{}'));
+    if cardinality(job_ids) <> cardinality(attempts) then
+        perform _procrastinate_refuse('attempts', 'must have one element for each of job_ids');
+    end if;
 
     return query
     select ended.job_id
     from _procrastinate_end_runs(array(
-        select (held.id, null, worker_id, 'release', null, null, null, null)::procrastinate_outcome
-        from unnest(job_ids) as held (id)
+        select
+            (held.id, held.attempt, worker_id, 'release', null, null, null, null)
+            ::procrastinate_outcome
+        from unnest(job_ids, attempts) as held (id, attempt)
     )) as ended;
 end;
 $$;
 
 comment on function procrastinate_release_jobs is
 'Give back claimed jobs that were not started: they wait again at once, and no attempt is burnt. '
-'Returns the jobs that were given back; those that the worker does not hold are left alone. Error: '
-'22023. Example: select procrastinate_release_jobs(7, array[42, 43]).';
+'attempts has the attempt of each of job_ids, so that a call that is repeated, its answer lost, '
+'leaves a next run of the job alone (null: whatever runs). Returns the jobs that were given '
+'back; those that the worker does not hold are left alone. Error: 22023. Example: select '
+'procrastinate_release_jobs(7, array[42, 43], attempts => array[1, 1]).';
 
 create function procrastinate_release_unknown_jobs(worker_id bigint, known_job_ids bigint[])
 returns setof bigint
@@ -4054,7 +4113,7 @@ comment on function _procrastinate_purge_due is
 
 -- After a restore or a switch-over: what lives outside the rows is made to fit them again.
 
-create function procrastinate_repair()
+create function procrastinate_repair(give_up_silent boolean = false)
 returns table (mended text, amount bigint)
 language plpgsql
 set search_path from current
@@ -4064,6 +4123,17 @@ begin
     perform _procrastinate_become_settler(wait => true);
 
     return query select * from _procrastinate_repair_sequences();
+
+    mended := 'silent workers given up';
+    update procrastinate_workers as worker
+    set gone_at = clock_timestamp()
+    where
+        give_up_silent and worker.gone_at is null
+        -- Silent, too, is who was last heard of by a server whose clock is ahead of this one's.
+        and clock_timestamp() not between
+        worker.last_heartbeat and worker.last_heartbeat + worker.heartbeat_interval * 2.5;
+    get diagnostics amount = row_count;
+    return next;
 
     mended := 'jobs of workers that are gone taken back';
     select count(*) into amount
@@ -4093,8 +4163,10 @@ $$;
 comment on function procrastinate_repair is
 'Mend what a restore or a switch-over can leave behind: set sequences that are behind the data, '
 'take back running jobs of workers that are gone or unknown, have every lock looked at afresh. '
+'With give_up_silent, workers that have not been heard of for two and a half heartbeats are gone, '
+'too: say so when none of them will find its way here; else each has its lease. '
 'Returns what it looked at and how much it mended. Harmless at any time. Error: '
-'25001. Example: select * from procrastinate_repair().';
+'25001. Example: select * from procrastinate_repair(give_up_silent => true).';
 
 create function _procrastinate_repair_sequences()
 returns table (mended text, amount bigint)

@@ -20,9 +20,11 @@ begin
         execute format('select %I.procrastinate_schema_version()', target) into installed;
     end if;
     if installed > newest then
-        raise exception 'schema % holds version % of procrastinate-sql, newer than %',
+        raise exception 'schema % holds version % of procrastinate-sql, and this release knows %',
             target, installed, newest
-            using errcode = 'PC003', hint = 'Nothing was changed. Use the migrations of that version.';
+            using
+                errcode = 'PC003',
+                hint = 'Nothing was changed. Use the files of the release that has that version.';
     end if;
 
     perform set_config('procrastinate.installed', installed::text, true);

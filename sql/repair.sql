@@ -1,6 +1,6 @@
 -- After a restore or a switch-over: what lives outside the rows is made to fit them again.
 
-create function procrastinate_repair()
+create function procrastinate_repair(give_up_silent boolean = false)
 returns table (mended text, amount bigint)
 language plpgsql
 set search_path from current
@@ -10,6 +10,17 @@ begin
     perform _procrastinate_become_settler(wait => true);
 
     return query select * from _procrastinate_repair_sequences();
+
+    mended := 'silent workers given up';
+    update procrastinate_workers as worker
+    set gone_at = clock_timestamp()
+    where
+        give_up_silent and worker.gone_at is null
+        -- Silent, too, is who was last heard of by a server whose clock is ahead of this one's.
+        and clock_timestamp() not between
+        worker.last_heartbeat and worker.last_heartbeat + worker.heartbeat_interval * 2.5;
+    get diagnostics amount = row_count;
+    return next;
 
     mended := 'jobs of workers that are gone taken back';
     select count(*) into amount
@@ -39,8 +50,10 @@ $$;
 comment on function procrastinate_repair is
 'Mend what a restore or a switch-over can leave behind: set sequences that are behind the data, '
 'take back running jobs of workers that are gone or unknown, have every lock looked at afresh. '
+'With give_up_silent, workers that have not been heard of for two and a half heartbeats are gone, '
+'too: say so when none of them will find its way here; else each has its lease. '
 'Returns what it looked at and how much it mended. Harmless at any time. Error: '
-'25001. Example: select * from procrastinate_repair().';
+'25001. Example: select * from procrastinate_repair(give_up_silent => true).';
 
 create function _procrastinate_repair_sequences()
 returns table (mended text, amount bigint)

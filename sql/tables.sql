@@ -48,8 +48,11 @@ create table procrastinate_jobs (
     ),
     -- Drivers raise on what they cannot represent in every time zone: such a row would kill a
     -- worker.
-    constraint scheduled_at_lies_between_years_1_and_9999 check (
-        scheduled_at between '0001-01-03 00:00:00+00' and '9999-12-29 00:00:00+00'
+    constraint times_lie_between_years_1_and_9999 check (
+        least(scheduled_at, due_at, created_at, started_at, finished_at, purge_at)
+        >= '0001-01-03 00:00:00+00'
+        and greatest(scheduled_at, due_at, created_at, started_at, finished_at, purge_at)
+        <= '9999-12-29 00:00:00+00'
     ),
     constraint doing_has_worker_and_start_time check (
         status <> 'doing' or (worker_id is not null and started_at is not null)
@@ -190,7 +193,28 @@ create table procrastinate_tasks (
     jitter double precision not null default 0.1,
     max_lost integer not null default 5,
     timeout interval,
-    keep_finished interval
+    keep_finished interval,
+
+    -- Who writes by hand here is to get the error, not each defer, or end of a run, of the task.
+    constraint names_have_1_to_512_characters check (
+        char_length(task_name) between 1 and 512
+        and (queue_name is null or char_length(queue_name) between 1 and 512)
+        and (lock is null or char_length(lock) between 1 and 512)
+    ),
+    constraint policy_is_one check (
+        least(max_attempts, 1) = 1
+        and backoff in ('constant', 'linear', 'exponential')
+        and jitter between 0 and 1
+        and max_lost >= 0
+        and coalesce(timeout > interval '0', true)
+    ),
+    -- Added to a time, as they will be.
+    constraint durations_lie_between_0_and_1000_years check (
+        timestamp '2000-01-01' + least(retry_delay, max_retry_delay, keep_finished)
+        >= timestamp '2000-01-01'
+        and timestamp '2000-01-01' + greatest(retry_delay, max_retry_delay, timeout, keep_finished)
+        <= timestamp '3000-01-01'
+    )
 );
 
 -- What a fetch asks of each job that it claims, and an end of each that it closes: most often, both
@@ -225,7 +249,11 @@ comment on column procrastinate_tasks.keep_finished is
 
 create table procrastinate_queues (
     queue_name text primary key,
-    paused_at timestamptz
+    paused_at timestamptz,
+
+    constraint times_lie_between_years_1_and_9999 check (
+        paused_at between '0001-01-03 00:00:00+00' and '9999-12-29 00:00:00+00'
+    )
 );
 
 comment on table procrastinate_queues is
@@ -245,7 +273,21 @@ create table procrastinate_workers (
     server_started_at timestamptz not null default pg_postmaster_start_time(),
     stop_requested boolean not null default false,
     gone_at timestamptz,
-    taken_back_at timestamptz
+    taken_back_at timestamptz,
+
+    -- Every heartbeat reckons with those of all workers.
+    constraint times_lie_between_years_1_and_9999 check (
+        least(
+            registered_at, last_heartbeat, awake_since, server_started_at, gone_at, taken_back_at
+        ) >= '0001-01-03 00:00:00+00'
+        and greatest(
+            registered_at, last_heartbeat, awake_since, server_started_at, gone_at, taken_back_at
+        ) <= '9999-12-29 00:00:00+00'
+    ),
+    constraint three_heartbeats_fit_into_the_lease check (
+        heartbeat_interval between interval '0.1 seconds' and interval '1 hour'
+        and lease between heartbeat_interval * 3 and interval '1 day'
+    )
 ) with (
     -- Nothing that a heartbeat writes is indexed: its updates stay in their page (HOT).
     fillfactor = 50,
@@ -299,6 +341,10 @@ create table procrastinate_abort_requests (
     job_id bigint not null,
     requested_at timestamptz not null default clock_timestamp()
 );
+
+-- What is deleted can be replicated; but no key: of two who ask for one job, one would wait for the
+-- other.
+alter table procrastinate_abort_requests replica identity full;
 
 comment on table procrastinate_abort_requests is
 'Requests to abort jobs whose row was held at that moment; the next heartbeat carries them over.';

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import pytest
+from concurrency import Connect, Connection, Worker
 from pytest_postgresql import factories
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +91,30 @@ def connect(dsn: str) -> Iterator[Callable[..., psycopg.Connection[Any]]]:
 @pytest.fixture
 def conn(connect: Callable[..., psycopg.Connection[Any]]) -> psycopg.Connection[Any]:
     """A connection in autocommit mode."""
+    return connect(autocommit=True)
+
+
+@pytest.fixture
+def worker(connect: Connect) -> Worker:
+    """A worker, registered, that makes its calls one by one."""
+    return Worker(connect(autocommit=True))
+
+
+@pytest.fixture
+def other(connect: Connect) -> Worker:
+    """Another worker."""
+    return Worker(connect(autocommit=True))
+
+
+@pytest.fixture
+def caller(connect: Connect) -> Connection:
+    """Whoever has a transaction of their own open."""
+    return connect(autocommit=True)
+
+
+@pytest.fixture
+def person(connect: Connect) -> Connection:
+    """Whoever edits jobs in psql."""
     return connect(autocommit=True)
 
 

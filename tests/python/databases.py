@@ -57,6 +57,10 @@ class Database:
         """Run psql as a person does, with no start-up file and no flag but these."""
         return self._run("psql", arguments, schema)
 
+    def start_psql(self, *arguments: object) -> subprocess.Popen[bytes]:
+        """Start psql, to do something else meanwhile."""
+        return subprocess.Popen(**self._command("psql", arguments))
+
     def dump(self) -> str:
         """Return all that pg_dump says, comments, owners and privileges included."""
         output = self._run("pg_dump", ())
@@ -66,6 +70,18 @@ class Database:
     def _run(
         self, program: str, arguments: tuple[object, ...], schema: str | None = None
     ) -> Output:
+        return subprocess.run(
+            **self._command(program, arguments, schema),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def _command(
+        self, program: str, arguments: tuple[object, ...], schema: str | None = None
+    ) -> dict[str, Any]:
+        """Return what `subprocess` needs to know of a program of PostgreSQL."""
         place = {name: str(value) for name, value in conninfo_to_dict(self.dsn).items()}
         environment = {
             **os.environ,
@@ -80,15 +96,11 @@ class Database:
             quoted = '"' + schema.replace('"', '""') + '"'
             escaped = re.sub(r"([\\ ])", r"\\\1", quoted)
             environment["PGOPTIONS"] = f"-c search_path={escaped}"
-        return subprocess.run(
-            [str(installation(default_version()).client / program), *map(str, arguments)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+        return {
+            "args": [str(installation(default_version()).client / program), *map(str, arguments)],
+            "env": environment,
+            "stdin": subprocess.DEVNULL,
+        }
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from concurrency import ISOLATION_LEVELS, Worker, defer
+from concurrency import ISOLATION_LEVELS, Worker, defer, value
 from psycopg import sql
 from psycopg.types.json import set_json_loads
 
@@ -47,7 +47,8 @@ UNREADABLE = {
     "22015",  # an interval beyond its type
     "22P05",  # JSON with \u0000, which a text cannot hold
 }
-# Refused by PostgreSQL itself, on its way into or out of a function: JSON that is nested too deep.
+# Refused by PostgreSQL itself, on its way into or out of a function: JSON that is nested too deep
+# (docs/protocol.md).
 TOO_DEEP = "54001"
 UNFINISHED = "select id from procrastinate_jobs where status in ('todo', 'doing')"
 MAX_MESSAGE = 1000  # characters: an error goes to logs, and is not to repeat what was sent
@@ -63,6 +64,7 @@ VALID: Mapping[str, str | None] = {
     "attempts": "{1}",
     "backoff": "linear",
     "error": "broken",
+    "give_up_silent": "false",
     "heartbeat_interval": "1 second",
     "jitter": "0.5",
     "job_id": "$running",
@@ -495,7 +497,8 @@ class Examiner:
         # Not among those that calls name.
         self.runner = Worker(conn).id
         conn.execute(
-            "update procrastinate_workers set lease = '1 day' where name is distinct from 'dead'"
+            "update procrastinate_workers set lease = '1 day', heartbeat_interval = '1 hour'"
+            " where name is distinct from 'dead'"
         )
         tables = conn.execute(
             "select relname from pg_class where relkind = 'r' and relname ~ '^procrastinate_'"
@@ -806,21 +809,34 @@ def test_text_that_is_none_is_refused(examiner: Examiner):
         assert result.error_field(psycopg.pq.DiagnosticField.SQLSTATE) == b"22021"
 
 
-def test_a_hundred_megabytes(conn: Connection):
+@pytest.mark.parametrize("size", [1, 1_000, 1_000_000, 100_000_000])
+def test_args_results_and_errors_may_be_long(conn: Connection, size: int):
     """Where there is no limit there is none; where there is one, a message stays short."""
     set_json_loads(len, conn)
     # Random, since PostgreSQL would spend most of the time on compressing anything else.
-    text = base64.b64encode(random.Random(SEED).randbytes(75 * 2**20)).decode()
-    document = f'{{"a": "{text}"}}'
+    text = base64.b64encode(random.Random(SEED).randbytes(size * 3 // 4 + 1)).decode()[:size]
+    args, result = f'{{"a": "{text}"}}', f'"{text}"'
     worker = Worker(conn)
-    job_id = defer(conn, args=document)
-    fetched = conn.execute("select args from procrastinate_fetch_jobs(%s)", (worker.id,))
-    assert fetched.fetchone() == (len(document),)
-    worker.finish(job_id)
-    with pytest.raises(psycopg.errors.InvalidParameterValue) as error:
-        conn.execute("select procrastinate_finish_jobs(%s)", (f'[{{"{text}": 1}}]',))
-    assert len(error.value.diag.message_primary or "") < MAX_MESSAGE
-    assert worker.fetch(10) == []
+    one = defer(conn, args=args)
+    batch = f'[{{"task_name": "task", "args": {args}}}]'
+    another = value(conn, "select id from procrastinate_defer_jobs(%s)", batch)
+    fetched = conn.execute("select args from procrastinate_fetch_jobs(%s, null, 2)", (worker.id,))
+    assert fetched.fetchall() == [(len(args),)] * 2
+
+    conn.execute("select procrastinate_finish_job(%s, 1, result => %s)", (one, result))
+    batch = f'[{{"job_id": {another}, "attempt": 1, "status": "failed", "error": {result}}}]'
+    assert conn.execute("select procrastinate_finish_jobs(%s)", (batch,)).fetchall() == []
+    ends = conn.execute(
+        "select job.args, job.result, char_length(job.error)"
+        " from unnest(%s::bigint[]) as given (id), procrastinate_get_job(given.id) as job"
+        " order by job.id",
+        ([one, another],),
+    )
+    assert ends.fetchall() == [(len(args), len(result), None), (len(args), None, size)]
+    for unknown in (f'[{{"{text}": 1}}]', f'[{{"status": {result}, "job_id": 1, "attempt": 1}}]'):
+        with pytest.raises(psycopg.errors.InvalidParameterValue) as error:
+            conn.execute("select procrastinate_finish_jobs(%s)", (unknown,))
+        assert len(error.value.diag.message_primary or "") < MAX_MESSAGE
 
 
 def test_a_million_elements(examiner: Examiner):

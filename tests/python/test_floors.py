@@ -9,11 +9,6 @@ RUN_THROUGH = 5_000
 QUEUES = [None, ["default"], ["default", "other"]]
 
 
-@pytest.fixture
-def worker(connect: Connect) -> Worker:
-    return Worker(connect(autocommit=True))
-
-
 def run_through(conn: Connection, worker: Worker, lock: str | None = None) -> None:
     """Leave many dead entries behind: a snapshot must be held."""
     conn.execute(

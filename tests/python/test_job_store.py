@@ -145,7 +145,8 @@ def test_a_heartbeat_tells_what_to_abort_and_what_is_lost(store: JobStore):
 
 def test_the_other_functions(store: JobStore):
     worker_id, job_id = run_one(store, queue_name="q")
-    assert store.release_jobs(worker_id, [job_id]) == [job_id]
+    assert store.release_jobs(worker_id, [job_id], [2]) == []
+    assert store.release_jobs(worker_id, [job_id], [1]) == [job_id]
     store.pause_queue("q")
     assert store.fetch_jobs(worker_id, ["q"]) == []
     store.resume_queue("q")
@@ -153,7 +154,7 @@ def test_the_other_functions(store: JobStore):
     assert store.purge_jobs(timedelta()) == 1
     assert store.listen_channels(["q"]) == ["procrastinate_queue#q"]
     assert store.rescue_jobs() == []
-    assert store.repair()
+    assert ("silent workers given up", 0) in store.repair(give_up_silent=True)
     store.unregister_worker(worker_id)
     assert store.schema_version() >= 1
 

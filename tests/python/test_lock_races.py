@@ -36,27 +36,6 @@ from concurrency import (
 any_isolation = pytest.mark.parametrize("isolation", ISOLATION_LEVELS)
 
 
-@pytest.fixture
-def worker(connect: Connect) -> Worker:
-    return Worker(connect(autocommit=True))
-
-
-@pytest.fixture
-def other(connect: Connect) -> Worker:
-    return Worker(connect(autocommit=True))
-
-
-@pytest.fixture
-def caller(connect: Connect) -> Connection:
-    """Whoever has a transaction of their own open."""
-    return connect(autocommit=True)
-
-
-@pytest.fixture
-def person(connect: Connect) -> Connection:
-    return connect(autocommit=True)
-
-
 def assert_nothing_is_stranded(worker: Worker, *expected: int) -> None:
     """All that waits is run, in this order."""
     assert drain(worker) == list(expected)

@@ -68,7 +68,8 @@ SETUP = """
     returns table (job_id bigint, worker_id bigint, status text)
     language sql as $$
         update procrastinate_workers
-        set last_heartbeat = '2000-01-01', lease = '0.1 seconds' where id = silent;
+        set last_heartbeat = '2000-01-01', heartbeat_interval = '0.1 s', lease = '0.3 s'
+        where id = silent;
         select * from procrastinate_rescue_jobs();
     $$;
 """
@@ -469,9 +470,12 @@ class Contract(RuleBasedStateMachine):
     @rule(number=transactions, pick=picks)
     def release(self, number: int, pick: int) -> None:
         session, worker = self._session(number), self._worker(number, pick)
-        job_ids = [job.id for job in session.view().jobs("doing")[pick % 2 :: 2]]
+        jobs = session.view().jobs("doing")[pick % 2 :: 2]
+        job_ids, attempts = [job.id for job in jobs], [job.attempts + 1 for job in jobs]
         expected = session.release(worker, job_ids)
-        self._call(number, expected, "release_jobs", worker_id=worker, job_ids=job_ids)
+        self._call(
+            number, expected, "release_jobs", worker_id=worker, job_ids=job_ids, attempts=attempts
+        )
 
     # --- What people do ------------------------------------------------------------
 

@@ -39,17 +39,6 @@ keeps_its_snapshot = pytest.mark.parametrize("isolation", ["repeatable read", "s
 
 
 @pytest.fixture
-def worker(connect: Connect) -> Worker:
-    return Worker(connect(autocommit=True))
-
-
-@pytest.fixture
-def caller(connect: Connect) -> Connection:
-    """Whoever has a transaction of their own open."""
-    return connect(autocommit=True)
-
-
-@pytest.fixture
 def producer(connect: Connect) -> Connection:
     return connect(autocommit=True)
 

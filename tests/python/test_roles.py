@@ -16,7 +16,7 @@ from databases import INSTALL, ROOT, UNINSTALL, Database, Output, owned_database
 from psycopg import errors
 from psycopg.conninfo import make_conninfo
 
-from procrastinate_sql import App, InvalidArgument
+from procrastinate_sql import App, InvalidArgument, Worker
 
 ROLES = ROOT / "sql" / "roles.sql"
 KINDS = ("producer", "worker", "reader", "admin")
@@ -167,6 +167,36 @@ async def test_a_worker_is_woken_for_what_a_producer_loads(
     jobs = worker.job_store.fetch_jobs(worker_id, [name], 10)
     assert [job.args for job in jobs] == [{"n": 0}]
     worker.close()
+
+
+async def test_what_strangers_notify_makes_a_worker_look_and_find_nothing(
+    queue: Queue, wait_until: Callable[..., Any]
+):
+    """Anybody may send anything on its channels: a payload is never read."""
+    ran = []
+    producer, app = queue.app("producer"), queue.app("worker")
+
+    @app.task(name="task")
+    def run() -> None:
+        ran.append(1)
+
+    worker = Worker(app, ["mail"], poll_interval=60)
+    running = asyncio.create_task(worker.run_async())
+    listening = "select 1 from pg_stat_activity where query ~* '^listen'"
+    await asyncio.to_thread(wait_until, lambda: queue.superuser(listening))
+    with closing(queue.connect("reader")) as stranger:
+        for payload in ("", '{"type": "abort_job_requested", "job_id": 1}', "'; --", "ü" * 3999):
+            for channel in app.job_store.listen_channels(["mail"]):
+                stranger.execute("select pg_notify(%s, %s)", (channel, payload))
+    job_id = producer.configure("task", queue="mail").defer()
+    await asyncio.to_thread(wait_until, lambda: ran)
+    worker.stop()
+    await asyncio.wait_for(running, 30)
+    assert ran == [1]
+    jobs = f'select id, status::text, attempts from "{SCHEMA}".procrastinate_jobs'
+    assert queue.database.execute(jobs) == [(job_id, "succeeded", 1)]
+    producer.close()
+    app.close()
 
 
 def test_what_a_caller_sets_does_not_reach_into_the_functions(queue: Queue):

@@ -33,22 +33,6 @@ ENDED_AS = {"finish": "succeeded", "fail": "failed", "retry": "todo"}
 
 
 @pytest.fixture
-def worker(connect: Connect) -> Worker:
-    return Worker(connect(autocommit=True))
-
-
-@pytest.fixture
-def other(connect: Connect) -> Worker:
-    return Worker(connect(autocommit=True))
-
-
-@pytest.fixture
-def caller(connect: Connect) -> Connection:
-    """Whoever has a transaction of their own open."""
-    return connect(autocommit=True)
-
-
-@pytest.fixture
 def running(conn: Connection, worker: Worker) -> int:
     """A job in its first run, by `worker`."""
     job = defer(conn)

@@ -103,7 +103,7 @@ class Load:
 
     def start_worker(self, python_path: Path | None = None) -> None:
         """Start a worker as users do; what it warns of, it logs."""
-        command = [sys.executable, "-m", "procrastinate_sql.cli", "worker", "--app", "jobs"]
+        command = [*CLI, "worker", "--app", "jobs"]
         options = ["--log-level", "warning", "--health-file", self.folder / "alive"]
         self.workers.append(self._start([*command, *options], python_path))
 
@@ -193,10 +193,13 @@ def reading(database: Database) -> Iterator[None]:
         yield
 
 
+CLI = (sys.executable, "-m", "procrastinate_sql.cli")
+
+
 def cli(dsn: str, new: NextVersion, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the command of the new release."""
     return subprocess.run(
-        [sys.executable, "-m", "procrastinate_sql.cli", *arguments],
+        [*CLI, *arguments],
         env=environment(dsn, new.python_path),
         capture_output=True,
         text=True,
@@ -302,7 +305,7 @@ CALLS: dict[str, Callable[[JobStore, int], Any]] = {
         [{"job_id": 1, "attempt": 1, "worker_id": worker, "status": "succeeded"}]
     ),
     "succeed_jobs": lambda store, worker: store.succeed_jobs(worker, [1], [1]),
-    "release_jobs": lambda store, worker: store.release_jobs(worker, [1]),
+    "release_jobs": lambda store, worker: store.release_jobs(worker, [1], [1]),
     "heartbeat": lambda store, worker: store.heartbeat(worker, [1], [1]),
     "rescue_jobs": lambda store, worker: store.rescue_jobs(worker),
     "next_due": lambda store, _: store.next_due(),
@@ -387,6 +390,33 @@ def test_the_new_release_says_what_it_needs_of_an_old_schema(database: Database,
         assert "schema upgrade" in refused.stderr
 
 
+ON_A_CONNECTION_OF_ITS_OWN = """
+import os, psycopg
+from procrastinate_sql import JobStore, SchemaVersionError
+with psycopg.connect(os.environ["PROCRASTINATE_DSN"]) as connection:
+    try:
+        JobStore(connection).defer_job("run")
+    except SchemaVersionError as error:
+        print(error, error.hint)
+"""
+
+
+def test_the_new_release_says_it_on_connections_of_the_caller_too(
+    database: Database, new: NextVersion
+):
+    """Nobody has asked there for the version: what is missing is found out by the call."""
+    output = subprocess.run(
+        [sys.executable, "-c", ON_A_CONNECTION_OF_ITS_OWN],
+        env=environment(database.dsn, new.python_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert output.stdout.startswith("this package needs another schema")
+    assert "note => text" in output.stdout
+    assert "schema check" in output.stdout
+
+
 def test_a_reader_that_stays_is_told_of(
     database: Database, new: NextVersion, monkeypatch: pytest.MonkeyPatch
 ):
@@ -399,3 +429,30 @@ def test_a_reader_that_stays_is_told_of(
         assert "xact_start" in (raised.value.hint or "")
         assert schema.check(owner) == (SCHEMA_VERSION, NEXT)
         assert schema.upgrade(owner) == [f"{MIGRATION}.sql"]
+
+
+@pytest.mark.parametrize("client", ["psql", "binding"])
+def test_an_upgrade_that_is_killed_can_be_run_again(
+    database: Database, new: NextVersion, wait_until: Callable[..., Any], client: str
+):
+    """kill -9 of the client: its server process goes on to the end, where nobody commits."""
+    waiting = "select pid from pg_stat_activity where usename = user and wait_event_type = 'Lock'"
+    alive = "select count(*) from pg_stat_activity where pid = %s"
+    with closing(database.connect()) as other, closing(database.connect()) as observer:
+        with other.transaction():
+            other.execute("lock table procrastinate_jobs in share update exclusive mode")
+            process = (
+                database.start_psql("-f", new.upgrade)
+                if client == "psql"
+                else subprocess.Popen(
+                    [*CLI, "schema", "upgrade"], env=environment(database.dsn, new.python_path)
+                )
+            )
+            pid = wait_until(lambda: value(observer, waiting))
+            process.kill()
+            process.wait()
+        wait_until(lambda: value(observer, alive, pid) == 0)
+        assert value(observer, "select procrastinate_schema_version()") == SCHEMA_VERSION
+        output = cli(database.dsn, new, "schema", "upgrade")
+        assert output.stdout == f"applied {MIGRATION}.sql\n"
+        assert value(observer, "select procrastinate_schema_version()") == NEXT

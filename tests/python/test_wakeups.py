@@ -61,17 +61,6 @@ def ear(conn: Connection, connect: Connect) -> Ear:
     return Ear(connect(autocommit=True), conn)
 
 
-@pytest.fixture
-def worker(connect: Connect) -> Worker:
-    return Worker(connect(autocommit=True))
-
-
-@pytest.fixture
-def caller(connect: Connect) -> Connection:
-    """Whoever has a transaction of their own open."""
-    return connect(autocommit=True)
-
-
 # Whatever makes a job runnable: each of these yields when queue `q` has nothing to run yet, and
 # again, the job, when it has.
 

@@ -189,7 +189,8 @@ values
     'procrastinate_release_jobs',
     array[
         'worker_id bigint',
-        'job_ids bigint[]'
+        'job_ids bigint[]',
+        'attempts integer[] = null'
     ],
     'setof bigint'
 ),
@@ -203,7 +204,9 @@ values
 ),
 (
     'procrastinate_repair',
-    '{}',
+    array[
+        'give_up_silent boolean = false'
+    ],
     'table(mended text, amount bigint)'
 ),
 (

@@ -1,7 +1,7 @@
 -- Every bad argument is refused with 22023, a message that names it, and a hint.
 begin;
 \ir support/arrange.sql
-select plan(2 * 118 + 6);
+select plan(2 * 121 + 6);
 
 -- Calls that are right but for one argument: a template, and bad values of that argument.
 
@@ -114,6 +114,10 @@ from (
     ),
     ($$procrastinate_release_jobs(%s, '{}')$$, 'worker_id', array['null']),
     ('procrastinate_release_jobs(1, %s)', 'job_ids', array['null', $$'{null}'$$]),
+    (
+        $$procrastinate_release_jobs(1, '{1}', %s)$$, 'attempts',
+        array[$$'{}'$$, $$'{null}'$$, $$'{1,1}'$$]
+    ),
     ('procrastinate_cancel_job(%s)', 'job_id', array['null']),
     ('procrastinate_rerun_job(%s)', 'job_id', array['null']),
     ('procrastinate_rescue_jobs(max_jobs => %s)', 'max_jobs', array['null', '0', '-1']),

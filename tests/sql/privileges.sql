@@ -1,6 +1,6 @@
 -- A stranger, a role to which nothing was granted, can ask what is installed, and no more.
 begin;
-select plan(9);
+select plan(10);
 
 create role procrastinate_test_stranger;
 
@@ -10,11 +10,26 @@ select set_eq(
     from pg_proc as fn
     where
         fn.pronamespace = quote_ident(current_schema())::regnamespace
-        and fn.proname ~ '^procrastinate_'
+        and fn.proname ~ '^_?procrastinate_'
         and has_function_privilege('procrastinate_test_stranger', fn.oid, 'execute')
     $$,
-    array['procrastinate_schema_version', 'procrastinate_listen_channels'],
-    'of the public functions a stranger may call the two that read nothing'
+    array[
+        'procrastinate_schema_version', 'procrastinate_listen_channels', '_procrastinate_channel'
+    ],
+    'of all functions, helpers included, a stranger may call those that read nothing'
+);
+
+select is_empty(
+    $$
+    select fn.proname
+    from pg_proc as fn
+    where
+        fn.pronamespace = quote_ident(current_schema())::regnamespace
+        and fn.proname ~ '^_?procrastinate_'
+        and has_function_privilege('procrastinate_test_stranger', fn.oid, 'execute')
+        and (fn.provolatile = 'v' or fn.prosecdef)
+    $$,
+    'none of them changes anything, or runs as the owner'
 );
 
 select is_empty(

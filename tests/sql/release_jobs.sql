@@ -1,7 +1,7 @@
 -- A worker gives back jobs that it claimed and did not start: at once, without burning an attempt.
 begin;
 \ir support/arrange.sql
-select plan(18);
+select plan(20);
 
 select procrastinate_declare_task('a', max_attempts => 1);
 select procrastinate_defer_job('a', queueing_lock => 'a');
@@ -72,6 +72,21 @@ from (
 ) as given (statement, fact);
 
 select is((pg_temp.job('b')).status::text, 'doing', 'its worker still holds it');
+
+-- Runs that are named by their attempt.
+
+select is_empty(
+    $$select procrastinate_release_jobs(pg_temp.worker(), array[pg_temp.id('b')], array[2])$$,
+    'a run that is not the one named is left alone'
+);
+
+select results_eq(
+    $$select procrastinate_release_jobs(
+        pg_temp.worker(), array[pg_temp.id('a'), pg_temp.id('b')], attempts => array[2, 1]
+    )$$,
+    $$select pg_temp.id('b')$$,
+    'the one named is given back'
+);
 
 -- For ever, if need be.
 

@@ -1,7 +1,7 @@
 -- After a restore or a switch-over, what lives outside the rows is made to fit them again.
 begin;
 \ir support/arrange.sql
-select plan(13);
+select plan(18);
 
 create function pg_temp.mended(what text)
 returns bigint
@@ -61,6 +61,49 @@ select is(
 select is(pg_temp.fetch(10, worker_name => 'bob'), 'orphan', 'they run again');
 
 select is((pg_temp.job('held')).attempts, 0, 'those of known workers go on');
+
+-- Workers that are silent: here, or since another server was told that they live.
+
+delete from procrastinate_jobs;
+select procrastinate_defer_job(named.task)
+from unnest(array['silent', 'ahead', 'alive']) as named (task);
+select pg_temp.fetch(worker_name => 'silent');
+select pg_temp.fetch(worker_name => 'ahead');
+select pg_temp.fetch(worker_name => 'alive');
+update procrastinate_workers as worker
+set last_heartbeat = worker.last_heartbeat + moved.by
+from (
+    values ('silent', interval '-4 seconds'), ('ahead', '1 hour'), ('alive', '-2 seconds')
+) as moved (name, by)
+where worker.name = moved.name;
+
+select is(
+    pg_temp.mended('given up|taken back'), 0::bigint,
+    'who is silent has its lease: it may be on its way here'
+);
+
+select results_eq(
+    $$
+    select done.mended, done.amount
+    from procrastinate_repair(give_up_silent => true) as done
+    where done.mended ~ 'given up|taken back'
+    order by done.mended
+    $$,
+    $$values
+    ('jobs of workers that are gone taken back', 2::bigint), ('silent workers given up', 2)$$,
+    'unless it is said that none comes back'
+);
+
+select is(pg_temp.sorted(pg_temp.fetch(10)), 'ahead silent', 'their jobs run again');
+
+select is((pg_temp.job('alive')).status::text, 'doing', 'those of workers that beat go on');
+
+select throws_ok(
+    format('select procrastinate_heartbeat(%s)', worker.id), 'PC004', null,
+    'one that does come back is told to register again'
+)
+from procrastinate_workers as worker
+where worker.name = 'silent';
 
 -- Locks of which nobody knows any more who is next.
 

@@ -1,7 +1,7 @@
 -- What must be true of a row, whoever writes it: each check by its name.
 begin;
 \ir support/arrange.sql
-select plan(44);
+select plan(68);
 
 select procrastinate_defer_job('waiting', queue_name => 'wait');
 select procrastinate_defer_job('locked', queue_name => 'wait', lock => 'x');
@@ -41,20 +41,41 @@ values
 ),
 ('names_have_1_to_512_characters', $$update procrastinate_jobs set task_name = ''$$),
 (
-    'scheduled_at_lies_between_years_1_and_9999',
+    'times_lie_between_years_1_and_9999',
     $$insert into procrastinate_jobs (task_name, scheduled_at) values ('t', 'infinity')$$
 ),
 (
-    'scheduled_at_lies_between_years_1_and_9999',
+    'times_lie_between_years_1_and_9999',
     $$insert into procrastinate_jobs (task_name, scheduled_at) values ('t', '-infinity')$$
 ),
 (
-    'scheduled_at_lies_between_years_1_and_9999',
+    'times_lie_between_years_1_and_9999',
     $$insert into procrastinate_jobs (task_name, scheduled_at) values ('t', '10000-01-01')$$
 ),
 (
-    'scheduled_at_lies_between_years_1_and_9999',
+    'times_lie_between_years_1_and_9999',
     $$update procrastinate_jobs set scheduled_at = '0044-03-15 bc'$$
+),
+(
+    'times_lie_between_years_1_and_9999',
+    $$update procrastinate_jobs set due_at = 'infinity', ready_seq = null
+    where task_name = 'waiting'$$
+),
+(
+    'times_lie_between_years_1_and_9999',
+    $$update procrastinate_jobs set started_at = '-infinity' where task_name = 'running'$$
+),
+(
+    'times_lie_between_years_1_and_9999',
+    $$update procrastinate_jobs set finished_at = 'infinity' where task_name = 'finished'$$
+),
+(
+    'times_lie_between_years_1_and_9999',
+    $$update procrastinate_jobs set purge_at = 'infinity' where task_name = 'finished'$$
+),
+(
+    'times_lie_between_years_1_and_9999',
+    $$insert into procrastinate_jobs (task_name, created_at) values ('t', 'infinity')$$
 ),
 (
     'doing_has_worker_and_start_time',
@@ -123,6 +144,78 @@ values
 (
     'runs_are_counted_from_zero',
     $$insert into procrastinate_jobs (task_name, attempts) values ('t', -1)$$
+),
+(
+    'names_have_1_to_512_characters',
+    $$insert into procrastinate_tasks (task_name, queue_name) values ('t', '')$$
+),
+(
+    'names_have_1_to_512_characters',
+    $$insert into procrastinate_tasks (task_name, lock) values ('t', repeat('x', 513))$$
+),
+(
+    'policy_is_one',
+    $$insert into procrastinate_tasks (task_name, max_attempts) values ('t', 0)$$
+),
+(
+    'policy_is_one',
+    $$insert into procrastinate_tasks (task_name, backoff) values ('t', 'quadratic')$$
+),
+(
+    'policy_is_one',
+    $$insert into procrastinate_tasks (task_name, jitter) values ('t', 1.5)$$
+),
+(
+    'policy_is_one',
+    $$insert into procrastinate_tasks (task_name, jitter) values ('t', 'NaN')$$
+),
+(
+    'policy_is_one',
+    $$insert into procrastinate_tasks (task_name, max_lost) values ('t', -1)$$
+),
+(
+    'policy_is_one',
+    $$insert into procrastinate_tasks (task_name, timeout) values ('t', '0')$$
+),
+(
+    'durations_lie_between_0_and_1000_years',
+    $$insert into procrastinate_tasks (task_name, retry_delay) values ('t', '-1 second')$$
+),
+(
+    'durations_lie_between_0_and_1000_years',
+    $$insert into procrastinate_tasks (task_name, max_retry_delay) values ('t', '1001 years')$$
+),
+(
+    'durations_lie_between_0_and_1000_years',
+    $$insert into procrastinate_tasks (task_name, keep_finished) values ('t', '1001 years')$$
+),
+(
+    'durations_lie_between_0_and_1000_years',
+    $$insert into procrastinate_tasks (task_name, timeout) values ('t', '1001 years')$$
+),
+(
+    'times_lie_between_years_1_and_9999',
+    $$update procrastinate_workers set last_heartbeat = 'infinity'$$
+),
+(
+    'times_lie_between_years_1_and_9999',
+    $$update procrastinate_workers set awake_since = '-infinity'$$
+),
+(
+    'times_lie_between_years_1_and_9999',
+    $$update procrastinate_workers set gone_at = 'infinity'$$
+),
+(
+    'three_heartbeats_fit_into_the_lease',
+    $$update procrastinate_workers set heartbeat_interval = '1000 years'$$
+),
+(
+    'three_heartbeats_fit_into_the_lease',
+    $$update procrastinate_workers set lease = '1 second'$$
+),
+(
+    'times_lie_between_years_1_and_9999',
+    $$insert into procrastinate_queues values ('q', 'infinity')$$
 );
 
 select is(
@@ -139,7 +232,8 @@ select is_empty(
     $$
     select con.conname
     from pg_constraint as con
-    where con.conrelid = 'procrastinate_jobs'::regclass and con.contype = 'c'
+    inner join pg_class as rel on rel.oid = con.conrelid
+    where rel.relname ~ '^procrastinate_' and con.contype = 'c'
     except
     select refused.check_name from refused
     $$,
@@ -179,6 +273,21 @@ select col_is_pk('procrastinate_tasks', 'task_name', 'a task is declared once');
 select col_is_pk('procrastinate_queues', 'queue_name', 'a queue is listed once');
 
 select col_is_pk('procrastinate_workers', 'id', 'a worker has a number');
+
+select is_empty(
+    $$
+    select rel.oid::regclass
+    from pg_class as rel
+    where
+        rel.relnamespace = quote_ident(current_schema())::regnamespace
+        and rel.relkind = 'r'
+        and rel.relreplident <> 'f'
+        and not exists (
+            select from pg_index as idx where idx.indrelid = rel.oid and idx.indisprimary
+        )
+    $$,
+    'all tables can be published, with what is updated and deleted: each has a key, or says instead'
+);
 
 -- What is not said.
 

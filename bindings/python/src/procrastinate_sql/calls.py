@@ -33,7 +33,7 @@ _TYPES: Mapping[str, str] = {
     for type_name, names in {
         "bigint": "job_id rescuer_id worker_id",
         "bigint[]": "job_ids known_job_ids",
-        "boolean": "abort",
+        "boolean": "abort give_up_silent",
         "double precision": "jitter",
         "integer": "attempt max_attempts max_jobs max_lost priority",
         "integer[]": "attempts",
@@ -517,12 +517,15 @@ def succeed_jobs(
 
 
 @_call
-def release_jobs(worker_id: int, job_ids: Sequence[int]) -> Answer[list[int]]:
+def release_jobs(
+    worker_id: int, job_ids: Sequence[int], attempts: Sequence[int] | None = None
+) -> Answer[list[int]]:
     """Give back claimed jobs that were not started (procrastinate_release_jobs).
 
     Args:
         worker_id: The worker that holds them.
         job_ids: The jobs; those that it does not hold are left alone.
+        attempts: Their attempts, in the same order; by default whatever runs.
 
     Returns:
         The ids of those given back.
@@ -624,8 +627,12 @@ def purge_jobs(
 
 
 @_call
-def repair() -> Answer[list[tuple[str, int]]]:
-    """Mend what a restore can leave behind; returns what, and how much (procrastinate_repair)."""
+def repair(give_up_silent: bool = False) -> Answer[list[tuple[str, int]]]:
+    """Mend what a restore can leave behind; returns what, and how much (procrastinate_repair).
+
+    Args:
+        give_up_silent: Do not wait for the lease of workers that are silent: none comes back here.
+    """
     return _tuples("mended, amount")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
+from psycopg.errors import UndefinedFunction
 
 
 class ProcrastinateError(Exception):
@@ -72,8 +73,15 @@ def translated() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         sqlstate = error.sqlstate or ""
+        message = error.diag.message_primary or str(error)
+        if isinstance(error, UndefinedFunction) and "procrastinate_" in message:
+            # On a connection of the caller's, whose schema nobody has looked at before.
+            raise SchemaVersionError(
+                f"this package needs another schema, or another search_path: {message}",
+                "procrastinate-sql schema check tells which version is there and which is needed.",
+            ) from error
         # All of class 22: a number out of range or a NUL in a text is a bad argument as well.
         kind = InvalidArgument if sqlstate.startswith("22") else _BY_SQLSTATE.get(sqlstate)
         if kind is None:
             raise
-        raise kind(error.diag.message_primary or str(error), error.diag.message_hint) from error
+        raise kind(message, error.diag.message_hint) from error

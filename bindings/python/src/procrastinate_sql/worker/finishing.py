@@ -169,8 +169,9 @@ class Finisher:
 
     async def _release(self, runs: Sequence[Run]) -> None:
         for worker_id in {run.worker_id for run in runs}:
-            ids = [run.job.id for run in runs if run.worker_id == worker_id]
-            await self._store.release_jobs(worker_id, ids)
+            jobs = [run.job for run in runs if run.worker_id == worker_id]
+            ids, attempts = [job.id for job in jobs], [job.attempt for job in jobs]
+            await self._store.release_jobs(worker_id, ids, attempts)
 
     async def _finish(self, outcomes: Sequence[Outcome]) -> None:
         """Report outcomes. If they are refused, halve them until the culprit stands alone."""
