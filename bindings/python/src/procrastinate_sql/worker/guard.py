@@ -67,7 +67,7 @@ class Guard:
         with remote:
             process = subprocess.Popen(
                 [get_executable(), SCRIPT, str(os.getpid()), *sys.path],
-                stdin=remote,
+                stdin=remote.fileno(),
                 stdout=subprocess.DEVNULL,
                 # Whoever interrupts or stops the worker from a terminal means that alone.
                 start_new_session=True,
