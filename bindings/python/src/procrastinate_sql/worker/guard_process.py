@@ -74,7 +74,10 @@ def beat(pool: Pool, word: dict[str, Any]) -> None:
     from procrastinate_sql.worker.backoff import reason
 
     try:
-        JobStore(pool, Codec(word["address"]["schema"])).heartbeat(word["worker_id"])
+        with pool.lend() as connection:
+            JobStore(connection, Codec(word["address"]["schema"])).heartbeat(
+                word["worker_id"], backend_pid=connection.info.backend_pid
+            )
     except Exception as error:
         logging.warning("the guard of worker %s cannot beat: %s", word["worker_id"], reason(error))
 

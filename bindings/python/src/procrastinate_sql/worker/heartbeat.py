@@ -48,7 +48,7 @@ class Heartbeat:
     ) -> None:
         self._pool = Pool(address)
         self._guard = Guard(address)
-        self._store = JobStore(self._pool, codec)
+        self._codec = codec
         self._name = name
         self._queue_names = queue_names
         self._held = held
@@ -98,14 +98,19 @@ class Heartbeat:
 
     def _beat(self) -> float:
         """Beat once and return how many seconds to wait."""
-        if self._worker_id is None:
-            self._worker_id = self._store.register_worker(self._name)
-            self._call(self._on_registered, self._worker_id)
-        held = {
-            job_id: run for job_id, run in self._held().items() if run.worker_id == self._worker_id
-        }
-        attempts = [run.job.attempt for run in held.values()]
-        beat = self._store.heartbeat(self._worker_id, list(held), attempts, self._queue_names)
+        with self._pool.lend() as connection:
+            store = JobStore(connection, self._codec)
+            if self._worker_id is None:
+                self._worker_id = store.register_worker(self._name)
+                self._call(self._on_registered, self._worker_id)
+            held = {
+                job_id: run
+                for job_id, run in self._held().items()
+                if run.worker_id == self._worker_id
+            }
+            attempts = [run.job.attempt for run in held.values()]
+            pid = connection.info.backend_pid
+            beat = store.heartbeat(self._worker_id, list(held), attempts, self._queue_names, pid)
         self._call(self._on_beat, beat, held)
         return beat.next_heartbeat.total_seconds()
 
