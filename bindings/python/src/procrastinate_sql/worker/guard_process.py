@@ -35,8 +35,7 @@ def main(worker_pid: int) -> None:
             message = worker.recv(MAX_MESSAGE)
         except TimeoutError:
             if word["worker_id"] is not None and not is_stopped(worker_pid):
-                pool = pool or open_pool(word)
-                beat(pool, word)
+                pool = beat(pool, word)
                 worker.settimeout(word["interval"])
             continue
         if not message:
@@ -59,20 +58,15 @@ def is_stopped(pid: int) -> bool:
     return state in (b"T", b"t", b"Z", b"X")
 
 
-def open_pool(word: dict[str, Any]) -> Pool:
-    """Return a pool for the worker's own address; it connects when it is used."""
-    from procrastinate_sql.connections import Address, Pool
-
-    return Pool(Address(**word["address"]))
-
-
-def beat(pool: Pool, word: dict[str, Any]) -> None:
-    """Renew the lease. Whatever goes wrong is tried again with the next beat."""
+def beat(pool: Pool | None, word: dict[str, Any]) -> Pool:
+    """Renew the lease; return the pool for the next time. Whatever goes wrong is tried again."""
     import logging
 
+    from procrastinate_sql.connections import Address, Pool
     from procrastinate_sql.job_store import Codec, JobStore
     from procrastinate_sql.worker.backoff import reason
 
+    pool = pool or Pool(Address(**word["address"]))
     try:
         with pool.lend() as connection:
             JobStore(connection, Codec(word["address"]["schema"])).heartbeat(
@@ -80,6 +74,7 @@ def beat(pool: Pool, word: dict[str, Any]) -> None:
             )
     except Exception as error:
         logging.warning("the guard of worker %s cannot beat: %s", word["worker_id"], reason(error))
+    return pool
 
 
 if __name__ == "__main__":
