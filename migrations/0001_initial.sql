@@ -371,7 +371,7 @@ create table procrastinate_workers (
     awake_since timestamptz not null default clock_timestamp(),
     heartbeat_interval interval not null,
     lease interval not null,
-    backend_pid integer not null default pg_backend_pid(),
+    backend_pid integer default pg_backend_pid(),
     server_started_at timestamptz not null default pg_postmaster_start_time(),
     stop_requested boolean not null default false,
     gone_at timestamptz,
@@ -405,10 +405,12 @@ comment on column procrastinate_workers.name is 'What the worker calls itself.';
 comment on column procrastinate_workers.registered_at is 'When it registered.';
 comment on column procrastinate_workers.last_heartbeat is 'When it was last heard of.';
 comment on column procrastinate_workers.awake_since is
-'Since when its heartbeats came without a gap: it judges others by their silence since then only.';
+'Since when heartbeats came without a gap, its own and, before it came, those of others: it judges '
+'the silence of others since then only.';
 comment on column procrastinate_workers.heartbeat_interval is 'How often it is to be heard of.';
 comment on column procrastinate_workers.lease is 'Silence after which it is given up in any case.';
-comment on column procrastinate_workers.backend_pid is 'Server process of its last heartbeat.';
+comment on column procrastinate_workers.backend_pid is
+'Server process of its last heartbeat (null: one of a pooler).';
 comment on column procrastinate_workers.server_started_at is
 'Start of the server that took its last heartbeat.';
 comment on column procrastinate_workers.stop_requested is 'Ask it to stop in good order.';
@@ -1060,6 +1062,8 @@ begin
         _procrastinate_check_interval('timeout', timeout),
         _procrastinate_check_interval('keep_finished', keep_finished);
 
+    -- A worker declares its tasks when it starts, and not again when a crash took that back.
+    perform _procrastinate_commit_durably();
     insert into procrastinate_tasks as declared (
         task_name, queue_name, priority, lock, max_attempts, backoff,
         retry_delay, max_retry_delay, jitter, max_lost, timeout, keep_finished
@@ -3475,8 +3479,10 @@ begin
             where job.status = 'doing' and job.worker_id + 0 = worker.id
         );
 
-    insert into procrastinate_workers as worker (name, heartbeat_interval, lease)
-    values (name, heartbeat_interval, lease)
+    -- A crash that took it back would let the next worker have the same id.
+    perform _procrastinate_commit_durably();
+    insert into procrastinate_workers as worker (name, heartbeat_interval, lease, awake_since)
+    values (name, heartbeat_interval, lease, _procrastinate_watched_since(heartbeat_interval))
     returning worker.id into worker_id;
     return worker_id;
 end;
@@ -3487,6 +3493,44 @@ comment on function procrastinate_register_worker is
 'heartbeat_interval; after two and a half of them in silence it is given up if its connection is '
 'gone too, after its lease in any case. Error: 22023. Example: select '
 'procrastinate_register_worker(''web-1'').';
+
+create function _procrastinate_watched_since(heartbeat_interval interval)
+returns timestamptz
+language plpgsql
+set search_path from current
+as $$
+declare
+    called_at constant timestamptz := clock_timestamp();
+begin
+    return (
+        select coalesce(min(watcher.awake_since), called_at)
+        from procrastinate_workers as watcher
+        where
+            watcher.last_heartbeat <= called_at
+            and watcher.last_heartbeat
+            > called_at - _procrastinate_watched_since.heartbeat_interval * 2
+    );
+end;
+$$;
+
+comment on function _procrastinate_watched_since is
+'Since when a worker that registers now can judge the silence of others: it takes over from '
+'whoever beat a moment ago, even if that one is gone since. After an outage there is nobody.';
+
+create function _procrastinate_commit_durably()
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    if current_setting('synchronous_commit') = 'off' then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+end;
+$$;
+
+comment on function _procrastinate_commit_durably is
+'Let this transaction survive a crash, even where the session gave that up.';
 
 create function procrastinate_unregister_worker(worker_id bigint)
 returns void
@@ -3556,10 +3600,11 @@ comment on function procrastinate_rescue_jobs is
 'Give up workers that are gone and let their jobs wait again (or end: aborted if that was asked '
 'for, failed with the error `worker lost` after max_lost lost runs). A worker is gone after its '
 'lease in silence, or after two and a half heartbeats in silence when its connection is gone too. '
-'Only the time counts in which the rescuer itself kept its heartbeat; without a rescuer, the time '
-'since the server started. Rows that somebody holds are left for the next call. Any worker, or a '
-'person, may call it at any time. Takes up to max_jobs jobs of each worker and returns them with '
-'their worker and new status. Error: 22023. Example: select * from procrastinate_rescue_jobs().';
+'Only the time counts in which the rescuer, and others before it came, kept their heartbeats; '
+'without a rescuer, the time since the server started. Rows that somebody holds are left for the '
+'next call. Any worker, or a person, may call it at any time. Takes up to max_jobs jobs of each '
+'worker and returns them with their worker and new status. Error: 22023. Example: select * from '
+'procrastinate_rescue_jobs().';
 
 create function _procrastinate_silent_workers(rescuer_id bigint)
 returns bigint[]
@@ -3589,6 +3634,7 @@ begin
                 or (
                     silence.lasts > worker.heartbeat_interval * 2.5
                     and worker.server_started_at = pg_postmaster_start_time()
+                    and worker.backend_pid is not null
                     and not exists (
                         select from pg_stat_get_activity(worker.backend_pid)
                     )
@@ -3600,7 +3646,7 @@ end;
 $$;
 
 comment on function _procrastinate_silent_workers is
-'The workers that are gone, as seen by a rescuer that judges only what it was awake for.';
+'The workers that are gone, as seen by a rescuer that judges only the time that was watched.';
 
 create function _procrastinate_take_back_jobs(worker_id bigint, action text, max_jobs integer)
 returns table (job_id bigint, status procrastinate_job_status)
@@ -3634,7 +3680,8 @@ create function procrastinate_heartbeat(
     worker_id bigint,
     job_ids bigint[] = '{}',
     attempts integer[] = '{}',
-    queue_names text[] = null
+    queue_names text[] = null,
+    backend_pid integer = null
 )
 returns table (
     abort_job_ids bigint[],
@@ -3662,7 +3709,7 @@ begin
     end if;
 
     select renewed.stop_requested, renewed.heartbeat_interval into stop_requested, next_heartbeat
-    from _procrastinate_renew_lease(worker_id) as renewed;
+    from _procrastinate_renew_lease(worker_id, backend_pid) as renewed;
 
     perform procrastinate_rescue_jobs(worker_id);
     perform _procrastinate_carry_over_aborts();
@@ -3697,11 +3744,13 @@ comment on function procrastinate_heartbeat is
 'that the worker believes to hold. Returns what it must do: abort_job_ids were asked to stop; '
 'lost_job_ids it no longer holds, so it must stop them and drop their outcome; stop_requested asks '
 'it to leave in good order; next_heartbeat is how long to wait before the next call; next_due how '
-'long until the next scheduled job of queue_names (null: all) can be fetched (null: none). Errors: '
-'PC004 if the worker was given up: it must register again and drop all its jobs; 22023; 25001. '
-'Example: select * from procrastinate_heartbeat(7, array[42], array[1]).';
+'long until the next scheduled job of queue_names (null: all) can be fetched (null: none). '
+'backend_pid is the server process that the driver believes to talk to: if another one answers, a '
+'pooler is in between, so that only the lease tells whether the worker is gone (null: there is '
+'none). Errors: PC004 if the worker was given up: it must register again and drop all its jobs; '
+'22023; 25001. Example: select * from procrastinate_heartbeat(7, array[42], array[1]).';
 
-create function _procrastinate_renew_lease(worker_id bigint)
+create function _procrastinate_renew_lease(worker_id bigint, backend_pid integer)
 returns table (stop_requested boolean, heartbeat_interval interval)
 language plpgsql
 set search_path from current
@@ -3719,7 +3768,11 @@ begin
                 then worker.awake_since
             else beat_at
         end,
-        backend_pid = pg_backend_pid(),
+        -- None of a pooler: it may end at any time, whatever becomes of this worker.
+        backend_pid = case
+            when _procrastinate_renew_lease.backend_pid <> pg_backend_pid() then null
+            else pg_backend_pid()
+        end,
         server_started_at = pg_postmaster_start_time()
     where worker.id = worker_id and worker.gone_at is null
     returning worker.stop_requested, worker.heartbeat_interval;
@@ -3730,7 +3783,8 @@ end;
 $$;
 
 comment on function _procrastinate_renew_lease is
-'Note that a worker lives, and whether its heartbeats came without a gap.';
+'Note that a worker lives, whether its heartbeats came without a gap, and which server process '
+'will be gone when it is.';
 
 create function _procrastinate_wake_ready()
 returns void

@@ -29,6 +29,8 @@ begin
         _procrastinate_check_interval('timeout', timeout),
         _procrastinate_check_interval('keep_finished', keep_finished);
 
+    -- A worker declares its tasks when it starts, and not again when a crash took that back.
+    perform _procrastinate_commit_durably();
     insert into procrastinate_tasks as declared (
         task_name, queue_name, priority, lock, max_attempts, backoff,
         retry_delay, max_retry_delay, jitter, max_lost, timeout, keep_finished

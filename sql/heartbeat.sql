@@ -4,7 +4,8 @@ create function procrastinate_heartbeat(
     worker_id bigint,
     job_ids bigint[] = '{}',
     attempts integer[] = '{}',
-    queue_names text[] = null
+    queue_names text[] = null,
+    backend_pid integer = null
 )
 returns table (
     abort_job_ids bigint[],
@@ -32,7 +33,7 @@ begin
     end if;
 
     select renewed.stop_requested, renewed.heartbeat_interval into stop_requested, next_heartbeat
-    from _procrastinate_renew_lease(worker_id) as renewed;
+    from _procrastinate_renew_lease(worker_id, backend_pid) as renewed;
 
     perform procrastinate_rescue_jobs(worker_id);
     perform _procrastinate_carry_over_aborts();
@@ -67,11 +68,13 @@ comment on function procrastinate_heartbeat is
 'that the worker believes to hold. Returns what it must do: abort_job_ids were asked to stop; '
 'lost_job_ids it no longer holds, so it must stop them and drop their outcome; stop_requested asks '
 'it to leave in good order; next_heartbeat is how long to wait before the next call; next_due how '
-'long until the next scheduled job of queue_names (null: all) can be fetched (null: none). Errors: '
-'PC004 if the worker was given up: it must register again and drop all its jobs; 22023; 25001. '
-'Example: select * from procrastinate_heartbeat(7, array[42], array[1]).';
+'long until the next scheduled job of queue_names (null: all) can be fetched (null: none). '
+'backend_pid is the server process that the driver believes to talk to: if another one answers, a '
+'pooler is in between, so that only the lease tells whether the worker is gone (null: there is '
+'none). Errors: PC004 if the worker was given up: it must register again and drop all its jobs; '
+'22023; 25001. Example: select * from procrastinate_heartbeat(7, array[42], array[1]).';
 
-create function _procrastinate_renew_lease(worker_id bigint)
+create function _procrastinate_renew_lease(worker_id bigint, backend_pid integer)
 returns table (stop_requested boolean, heartbeat_interval interval)
 language plpgsql
 set search_path from current
@@ -89,7 +92,11 @@ begin
                 then worker.awake_since
             else beat_at
         end,
-        backend_pid = pg_backend_pid(),
+        -- None of a pooler: it may end at any time, whatever becomes of this worker.
+        backend_pid = case
+            when _procrastinate_renew_lease.backend_pid <> pg_backend_pid() then null
+            else pg_backend_pid()
+        end,
         server_started_at = pg_postmaster_start_time()
     where worker.id = worker_id and worker.gone_at is null
     returning worker.stop_requested, worker.heartbeat_interval;
@@ -100,7 +107,8 @@ end;
 $$;
 
 comment on function _procrastinate_renew_lease is
-'Note that a worker lives, and whether its heartbeats came without a gap.';
+'Note that a worker lives, whether its heartbeats came without a gap, and which server process '
+'will be gone when it is.';
 
 create function _procrastinate_wake_ready()
 returns void

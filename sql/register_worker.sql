@@ -34,8 +34,10 @@ begin
             where job.status = 'doing' and job.worker_id + 0 = worker.id
         );
 
-    insert into procrastinate_workers as worker (name, heartbeat_interval, lease)
-    values (name, heartbeat_interval, lease)
+    -- A crash that took it back would let the next worker have the same id.
+    perform _procrastinate_commit_durably();
+    insert into procrastinate_workers as worker (name, heartbeat_interval, lease, awake_since)
+    values (name, heartbeat_interval, lease, _procrastinate_watched_since(heartbeat_interval))
     returning worker.id into worker_id;
     return worker_id;
 end;
@@ -46,6 +48,44 @@ comment on function procrastinate_register_worker is
 'heartbeat_interval; after two and a half of them in silence it is given up if its connection is '
 'gone too, after its lease in any case. Error: 22023. Example: select '
 'procrastinate_register_worker(''web-1'').';
+
+create function _procrastinate_watched_since(heartbeat_interval interval)
+returns timestamptz
+language plpgsql
+set search_path from current
+as $$
+declare
+    called_at constant timestamptz := clock_timestamp();
+begin
+    return (
+        select coalesce(min(watcher.awake_since), called_at)
+        from procrastinate_workers as watcher
+        where
+            watcher.last_heartbeat <= called_at
+            and watcher.last_heartbeat
+            > called_at - _procrastinate_watched_since.heartbeat_interval * 2
+    );
+end;
+$$;
+
+comment on function _procrastinate_watched_since is
+'Since when a worker that registers now can judge the silence of others: it takes over from '
+'whoever beat a moment ago, even if that one is gone since. After an outage there is nobody.';
+
+create function _procrastinate_commit_durably()
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    if current_setting('synchronous_commit') = 'off' then
+        perform set_config('synchronous_commit', 'on', true);
+    end if;
+end;
+$$;
+
+comment on function _procrastinate_commit_durably is
+'Let this transaction survive a crash, even where the session gave that up.';
 
 create function procrastinate_unregister_worker(worker_id bigint)
 returns void

@@ -46,10 +46,11 @@ comment on function procrastinate_rescue_jobs is
 'Give up workers that are gone and let their jobs wait again (or end: aborted if that was asked '
 'for, failed with the error `worker lost` after max_lost lost runs). A worker is gone after its '
 'lease in silence, or after two and a half heartbeats in silence when its connection is gone too. '
-'Only the time counts in which the rescuer itself kept its heartbeat; without a rescuer, the time '
-'since the server started. Rows that somebody holds are left for the next call. Any worker, or a '
-'person, may call it at any time. Takes up to max_jobs jobs of each worker and returns them with '
-'their worker and new status. Error: 22023. Example: select * from procrastinate_rescue_jobs().';
+'Only the time counts in which the rescuer, and others before it came, kept their heartbeats; '
+'without a rescuer, the time since the server started. Rows that somebody holds are left for the '
+'next call. Any worker, or a person, may call it at any time. Takes up to max_jobs jobs of each '
+'worker and returns them with their worker and new status. Error: 22023. Example: select * from '
+'procrastinate_rescue_jobs().';
 
 create function _procrastinate_silent_workers(rescuer_id bigint)
 returns bigint[]
@@ -79,6 +80,7 @@ begin
                 or (
                     silence.lasts > worker.heartbeat_interval * 2.5
                     and worker.server_started_at = pg_postmaster_start_time()
+                    and worker.backend_pid is not null
                     and not exists (
                         select from pg_stat_get_activity(worker.backend_pid)
                     )
@@ -90,7 +92,7 @@ end;
 $$;
 
 comment on function _procrastinate_silent_workers is
-'The workers that are gone, as seen by a rescuer that judges only what it was awake for.';
+'The workers that are gone, as seen by a rescuer that judges only the time that was watched.';
 
 create function _procrastinate_take_back_jobs(worker_id bigint, action text, max_jobs integer)
 returns table (job_id bigint, status procrastinate_job_status)

@@ -269,7 +269,7 @@ create table procrastinate_workers (
     awake_since timestamptz not null default clock_timestamp(),
     heartbeat_interval interval not null,
     lease interval not null,
-    backend_pid integer not null default pg_backend_pid(),
+    backend_pid integer default pg_backend_pid(),
     server_started_at timestamptz not null default pg_postmaster_start_time(),
     stop_requested boolean not null default false,
     gone_at timestamptz,
@@ -303,10 +303,12 @@ comment on column procrastinate_workers.name is 'What the worker calls itself.';
 comment on column procrastinate_workers.registered_at is 'When it registered.';
 comment on column procrastinate_workers.last_heartbeat is 'When it was last heard of.';
 comment on column procrastinate_workers.awake_since is
-'Since when its heartbeats came without a gap: it judges others by their silence since then only.';
+'Since when heartbeats came without a gap, its own and, before it came, those of others: it judges '
+'the silence of others since then only.';
 comment on column procrastinate_workers.heartbeat_interval is 'How often it is to be heard of.';
 comment on column procrastinate_workers.lease is 'Silence after which it is given up in any case.';
-comment on column procrastinate_workers.backend_pid is 'Server process of its last heartbeat.';
+comment on column procrastinate_workers.backend_pid is
+'Server process of its last heartbeat (null: one of a pooler).';
 comment on column procrastinate_workers.server_started_at is
 'Start of the server that took its last heartbeat.';
 comment on column procrastinate_workers.stop_requested is 'Ask it to stop in good order.';

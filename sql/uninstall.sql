@@ -98,6 +98,7 @@ drop function
     _procrastinate_check_read_committed,
     _procrastinate_choose,
     _procrastinate_claim,
+    _procrastinate_commit_durably,
     _procrastinate_decide,
     _procrastinate_defer_once,
     _procrastinate_effort,
@@ -149,6 +150,7 @@ drop function
     _procrastinate_take_events,
     _procrastinate_unready_overtaken,
     _procrastinate_wake_ready,
+    _procrastinate_watched_since,
     _procrastinate_without_paused;
 
 drop table

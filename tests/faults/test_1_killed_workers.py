@@ -35,6 +35,10 @@ def test_killed_workers(start_scene):
     done = scene.audit(killed=killed, seconds_until_rescued=rescued)
     assert killed > 5
     assert done["claims_lost_with_worker"] > 10
+    # Though hardly anybody lives for long. The promise is five seconds; a machine that is busy with
+    # other things gets some more.
+    assert rescued["median"] < 5
+    assert rescued["max"] < 10
 
 
 def test_jobs_of_a_killed_worker_run_again_within_seconds(start_scene, size):

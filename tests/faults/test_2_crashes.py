@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 
 import psycopg
-import pytest
 from harness.scene import wait_until
 from harness.servers import cut_power, freeze_wal_writer, start_again
 
@@ -17,6 +16,8 @@ LAZY = {
     "checkpoint_timeout": "1h",
     "autovacuum": "off",
     "bgwriter_lru_maxpages": "0",
+    # While a server starts, those who try again and again to connect take many at a time.
+    "max_connections": "300",
 }
 
 
@@ -64,7 +65,7 @@ def test_crashes_that_take_back_all_that_workers_did(start_scene):
     scene.asynchronous = True
     for _ in range(3):
         scene.start_worker()
-    for _ in scene.ticks(1, 2):
+    for _ in scene.ticks(0.3, 0.8):
         freeze_wal_writer(server)
         time.sleep(scene.random.uniform(0.05, 0.5))
         cut_power(server)
@@ -78,10 +79,10 @@ def test_crashes_that_take_back_all_that_workers_did(start_scene):
 
 
 def test_a_crash_that_takes_claims_back(start_scene):
-    """By default only claims of jobs without a lock do not wait for the disk."""
+    """With --no-durable-claims those of jobs without a lock, and nothing else, are not on disk."""
     scene, server = start_scene(LAZY)
     for _ in range(2):
-        scene.start_worker("--concurrency", "20")
+        scene.start_worker("--concurrency", "20", "--no-durable-claims")
     scene.wait_for_workers()
     taken_back = 0
     for _ in range(3):
@@ -110,22 +111,14 @@ def forgotten(scene, server, call: str, query: str) -> list[tuple[object, ...]]:
     return scene.execute(query)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="with synchronous_commit off for the whole session, a crash takes a registration back",
-)
 def test_no_two_workers_get_one_id(start_scene):
     """A worker of which a crash took the registration back lives on, and beats under its id."""
     scene, server = start_scene(LAZY)
     register = "select procrastinate_register_worker()"
-    assert forgotten(scene, server, register, register) == [(2,)]
+    ((second,),) = forgotten(scene, server, register, register)
+    assert second != 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="with synchronous_commit off for the whole session, a crash takes a declaration back,"
-    " and a worker declares its tasks only when it starts",
-)
 def test_declared_tasks_stay_declared(start_scene):
     """Else their jobs are failed for good at the first failure."""
     scene, server = start_scene(LAZY)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from harness.scene import wait_until
 from harness.servers import TERMINATE, pooler
 
@@ -34,10 +33,6 @@ def test_pooler(start_scene, size):
     assert terminated
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a session of the pooler that ends is taken for the connection of the worker",
-)
 def test_a_frozen_worker_behind_a_pooler_has_its_lease(start_scene):
     """Whatever becomes of the session that the pooler lent it for its last heartbeat."""
     scene, server = start_scene()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
 from harness.scene import wait_until
 from psycopg.types.json import Jsonb
 
@@ -66,10 +65,6 @@ def hold_interpreter(scene, task: str, **args: object) -> tuple[int, int]:
     return lost, given_up
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the heartbeat is a thread, and no thread runs while a task holds the interpreter",
-)
 def test_a_task_that_holds_the_interpreter_is_not_rescued(start_scene):
     scene, _ = start_scene()
     assert hold_interpreter(scene, "holds_interpreter", ref="held") == (0, 0)

@@ -104,12 +104,12 @@ class Database:
 
 
 @contextmanager
-def owned_database(dsn: str) -> Iterator[Database]:
+def owned_database(dsn: str, options: str = "") -> Iterator[Database]:
     """Make an empty database and its owner, with the rights of `dsn`; drop both at the end."""
     name = f"owner_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(dsn, autocommit=True) as administrator:
         administrator.execute(f"create role {name} login password '{name}'".encode())
-        administrator.execute(f"create database {name} owner {name}".encode())
+        administrator.execute(f"create database {name} owner {name} {options}".encode())
         try:
             yield Database(name, make_conninfo(dsn, user=name, password=name, dbname=name))
         finally:

@@ -19,6 +19,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from databases import owned_database
 from postgres import free_port, identity
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -32,6 +33,7 @@ from procrastinate_sql import (
     Retry,
     SchemaVersionError,
     Worker,
+    schema,
 )
 from procrastinate_sql.job import Job
 from procrastinate_sql.worker.backoff import delays
@@ -824,6 +826,80 @@ async def test_a_sync_task_sees_that_its_job_is_no_longer_held(app: App):
     assert read(app, job_id).result == "by somebody else"
 
 
+def take_claim_back(conn: psycopg.Connection[Any], job_id: int) -> None:
+    """Leave a job as it was before its claim, as a crash does to one that was not durable."""
+    with conn.transaction():
+        conn.execute("set local session_replication_role = replica")
+        conn.execute(
+            "update procrastinate_jobs set status = 'todo', worker_id = null, started_at = null,"
+            " ready_seq = nextval('procrastinate_ready_seq') where id = %s",
+            [job_id],
+        )
+
+
+async def test_a_run_ends_when_its_job_is_claimed_again(app: App, conn: psycopg.Connection[Any]):
+    runs, stopped = [], asyncio.Event()
+
+    @app.task(pass_context=True)
+    async def task(context: JobContext) -> None:
+        runs.append(context.job.attempt)
+        if len(runs) == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+        # The second run goes on until the first is over.
+        await stopped.wait()
+
+    job_id = task.defer()
+    async with working(app, poll_interval=0.05):
+        await until(lambda: runs)
+        take_claim_back(conn, job_id)
+        await until_status(app, job_id, "succeeded")
+    assert runs == [1, 1]
+
+
+async def test_what_a_run_has_to_report_is_dropped_when_its_job_is_claimed_again(
+    app: App, conn: psycopg.Connection[Any], connect: Any
+):
+    """Same job, same attempt, same worker: it would end the second run."""
+    ends = {name: asyncio.Event() for name in ("other", "first", "second")}
+    runs = []
+
+    @app.task
+    async def other() -> None:
+        await ends["other"].wait()
+
+    @app.task
+    async def task() -> None:
+        runs.append("second" if runs else "first")
+        await ends[runs[-1]].wait()
+        runs.append("returned")
+
+    other_id, job_id = other.defer(), task.defer()
+    holder = connect()
+    async with working(app, poll_interval=0.05):
+        for held in (other_id, job_id):
+            await until_status(app, held, "doing")
+        # The report on the one job hangs, so that the one on the other has to wait.
+        holder.execute("select from procrastinate_jobs where id = %s for update", [other_id])
+        ends["other"].set()
+        waits = "select 1 from pg_stat_activity where wait_event_type = 'Lock'"
+        await until(lambda: conn.execute(waits).fetchone())
+        await until(lambda: runs)
+        ends["first"].set()
+        await until(lambda: "returned" in runs)
+        take_claim_back(conn, job_id)
+        await until(lambda: "second" in runs)
+        holder.rollback()
+        await until_status(app, other_id, "succeeded")
+        await beats(conn)
+        assert read(app, job_id).status == "doing"
+        ends["second"].set()
+        await until_status(app, job_id, "succeeded")
+    assert runs == ["first", "returned", "second", "returned"]
+
+
 async def test_stopping_lets_jobs_finish_and_fetches_no_more(app: App):
     started, go_on = asyncio.Event(), asyncio.Event()
 
@@ -1088,6 +1164,39 @@ class Cable:
                     sink.write(data)
 
         await asyncio.gather(pass_on(reader, to_server), pass_on(from_server, writer))
+
+
+async def test_a_database_without_an_encoding_serves_as_well(dsn: str):
+    ascii_only = "encoding 'SQL_ASCII' template template0 lc_collate 'C' lc_ctype 'C'"
+    with owned_database(dsn, ascii_only) as database, database.connect() as conn:
+        schema.install(conn)
+        app = App(database.dsn)
+
+        @app.task
+        async def task(name: str) -> str:
+            return name
+
+        async with working(app, poll_interval=600):
+            listens = "select 1 from pg_stat_activity where query = 'listen \"{}\"'"
+            query = listens.format("procrastinate_any_queue").encode()
+            await until(lambda: conn.execute(query).fetchone())
+            # Of this it hears, or it would run in ten minutes.
+            job_id = task.defer(name="ann")
+            assert (await until_status(app, job_id, "succeeded")).result == "ann"
+        app.close()
+
+
+@pytest.mark.parametrize(("durable_claims", "sessions"), [(True, 3), (False, 4)])
+async def test_fetches_have_sessions_of_their_own_only_if_they_must(
+    app: App, conn: psycopg.Connection[Any], durable_claims: bool, sessions: int
+):
+    """One for the heartbeat, one to listen, one for the rest."""
+    query = "select count(*) from pg_stat_activity where application_name = 'counted'"
+    counted = App(f"{app.address.dsn} application_name=counted")
+    async with working(counted, durable_claims=durable_claims):
+        # Two of them, so that it has also fetched.
+        await beats(conn)
+        await until(lambda: conn.execute(query).fetchone() == (sessions,))
 
 
 @pytest.mark.parametrize("late", [True, False], ids=["late", "at once"])

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
-from procrastinate_sql import JobStore
+from procrastinate_sql import App, JobStore
 
 TASKS = """
 import asyncio, os, time
@@ -40,6 +41,14 @@ async def wait_for(path):
 @bindings.task
 def stuck():
     time.sleep(3600)
+
+@bindings.task
+def leave_a_child(path):
+    if os.fork() == 0:
+        os.closerange(0, 3)
+        while not os.path.exists(path):
+            time.sleep(0.01)
+        os._exit(0)
 """
 
 COUNTS = "select status::text, count(*) from procrastinate_jobs group by status"
@@ -218,3 +227,75 @@ def test_a_health_file_tells_of_a_worker_that_is_frozen(
     wait_until(lambda: healthcheck("--max-age", "2") == 1)
     worker.send_signal(signal.SIGCONT)
     wait_until(lambda: healthcheck("--max-age", "2") == 0)
+
+
+# The guard, which keeps the lease of a worker whose interpreter is held (tests/faults shows that).
+
+
+def guards(worker_pid: int) -> list[int]:
+    """Return the processes that guard a worker."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has just ended
+            _, script, pid, *_ = [*path.read_bytes().split(b"\0"), b"", b""]
+            if script.endswith(b"guard_process.py") and int(pid) == worker_pid:
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_guard_ends_with_its_worker(start: Any, wait_until: Any, number: signal.Signals):
+    worker = start()
+    wait_until(lambda: len(guards(worker.pid)) == 1)
+    worker.send_signal(number)
+    worker.wait(15)
+    wait_until(lambda: not guards(worker.pid))
+
+
+def test_the_guard_of_a_killed_worker_ends_though_a_child_of_a_task_lives(
+    start: Any, store: JobStore, tmp_path: Path, wait_until: Any
+):
+    """The child has the worker's end of what connects the two."""
+    worker = start()
+    wait_until(lambda: len(guards(worker.pid)) == 1)
+    job_id = store.defer_job("leave_a_child", {"path": str(tmp_path / "go")})
+    wait_until(lambda: status(store, job_id) == "succeeded")
+    worker.kill()
+    worker.wait()
+    wait_until(lambda: not guards(worker.pid), timeout=15)
+    (tmp_path / "go").touch()
+
+
+def test_the_guard_ends_with_a_worker_inside_an_application(
+    dsn: str, store: JobStore, wait_until: Any
+):
+    app = App(dsn)
+
+    @app.task
+    def look() -> None:
+        wait_until(lambda: guards(os.getpid()))
+
+    job_id = store.defer_job("look")
+    app.run_worker(wait=False)
+    assert status(store, job_id) == "succeeded"
+    wait_until(lambda: not guards(os.getpid()))
+
+
+def test_signals_to_all_processes_are_for_the_worker_alone(start: Any, wait_until: Any):
+    """From a terminal they do not reach the guard; where a service is stopped it ignores them."""
+    worker = start()
+    (guard,) = wait_until(lambda: guards(worker.pid))
+
+    def ignores(number: signal.Signals) -> bool:
+        (mask,) = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{guard}/status").read_text())
+        return bool(int(mask, 16) >> (number - 1) & 1)
+
+    assert os.getsid(guard) == guard
+    wait_until(lambda: ignores(signal.SIGTERM) and ignores(signal.SIGINT))
+
+
+def test_a_guard_that_was_killed_is_replaced(start: Any, wait_until: Any):
+    worker = start()
+    (guard,) = wait_until(lambda: guards(worker.pid))
+    os.kill(guard, signal.SIGKILL)
+    wait_until(lambda: guards(worker.pid) not in ([], [guard]))

@@ -140,7 +140,8 @@ values
         'worker_id bigint',
         'job_ids bigint[] = ''{}''',
         'attempts integer[] = ''{}''',
-        'queue_names text[] = null'
+        'queue_names text[] = null',
+        'backend_pid integer = null'
     ],
     'table(abort_job_ids bigint[], lost_job_ids bigint[], stop_requested boolean, '
         || 'next_heartbeat interval, next_due interval)'

@@ -1,7 +1,7 @@
 -- The defaults and the policy of a task are said once, for every language.
 begin;
 \ir support/arrange.sql
-select plan(33);
+select plan(34);
 
 select procrastinate_declare_task('plain');
 
@@ -254,6 +254,14 @@ select procrastinate_heartbeat(pg_temp.worker());
 
 select is(
     (pg_temp.job('t')).status::text, 'todo', 'a job that waits for a retry is not purged'
+);
+
+set local synchronous_commit = off;
+select procrastinate_declare_task('t');
+
+select is(
+    current_setting('synchronous_commit'), 'on',
+    'a crash cannot take a declaration back: a worker declares only when it starts'
 );
 
 select * from finish();

@@ -1,7 +1,7 @@
 -- A worker registers, works, and leaves.
 begin;
 \ir support/arrange.sql
-select plan(17);
+select plan(18);
 
 create temporary table registered as
 select procrastinate_register_worker('twin') as id;
@@ -51,6 +51,14 @@ select throws_ok(
     '22023',
     null,
     'a lease of less than three heartbeats is refused'
+);
+
+set local synchronous_commit = off;
+select procrastinate_register_worker();
+
+select is(
+    current_setting('synchronous_commit'), 'on',
+    'a crash cannot take a registration back: the next worker would get the same id'
 );
 
 -- Leaving.

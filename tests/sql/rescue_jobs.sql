@@ -1,7 +1,7 @@
 -- The jobs of workers that are gone are given back; those of slow ones are not.
 begin;
 \ir support/arrange.sql
-select plan(27);
+select plan(35);
 
 create function pg_temp.rescued(rescuer bigint = null, max_jobs integer = 1000)
 returns text
@@ -71,6 +71,54 @@ from (
     (interval '29 seconds', true, '', 'up to its end'),
     (interval '31 seconds', true, 't todo', 'and no longer')
 ) as given (silence, connected, rescued, fact);
+
+-- Behind a pooler.
+
+create function pg_temp.beat_of_ann(driver_pid integer)
+returns integer
+language plpgsql
+as $$
+begin
+    perform procrastinate_heartbeat(pg_temp.worker('ann'), backend_pid => driver_pid);
+    return (
+        select worker.backend_pid from procrastinate_workers as worker where worker.name = 'ann'
+    );
+end;
+$$;
+
+-- A worker that was not given up, as the last one in the table above was.
+delete from procrastinate_workers;
+
+select is(
+    pg_temp.beat_of_ann(given.driver_pid), given.noted,
+    format('a driver that is connected to %s', given.fact)
+)
+from (
+    values
+    (null, pg_backend_pid(), 'whatever: who says nothing has no pooler'),
+    (pg_backend_pid(), pg_backend_pid(), 'this server process has no pooler'),
+    (1, null, 'another one has a pooler')
+) as given (driver_pid, noted, fact);
+
+create function pg_temp.rescued_behind_pooler(silence interval)
+returns text
+language plpgsql
+as $$
+begin
+    delete from procrastinate_jobs;
+    delete from procrastinate_workers;
+    perform procrastinate_defer_job('t');
+    perform pg_temp.fetch();
+    perform pg_temp.silence('ann', silence, false);
+    update procrastinate_workers set backend_pid = null;
+    return pg_temp.rescued(pg_temp.watcher());
+end;
+$$;
+
+select is(
+    pg_temp.rescued_behind_pooler('29 seconds'), '', 'who is behind a pooler has its full lease'
+);
+select is(pg_temp.rescued_behind_pooler('31 seconds'), 't todo', 'and no longer');
 
 -- What becomes of its jobs.
 
@@ -147,6 +195,34 @@ select is(
 select pg_temp.silence('ann', '31 seconds', false);
 
 select is(pg_temp.rescued(pg_temp.watcher()), 't todo', 'but the lease ends all the same');
+
+-- Who comes takes over from those who watched until now, even if they are gone.
+
+create function pg_temp.rescued_by_newcomer(last_beat_of_others interval)
+returns text
+language plpgsql
+as $$
+begin
+    delete from procrastinate_jobs;
+    delete from procrastinate_workers;
+    perform procrastinate_defer_job('t');
+    perform pg_temp.fetch();
+    perform pg_temp.silence('ann', '10 seconds', false);
+    perform pg_temp.watcher();
+    update procrastinate_workers as worker
+    set last_heartbeat = clock_timestamp() - last_beat_of_others, gone_at = clock_timestamp()
+    where worker.name = 'watcher';
+    return pg_temp.rescued(procrastinate_register_worker());
+end;
+$$;
+
+select is(pg_temp.rescued_by_newcomer(given.last_beat), given.rescued, given.fact)
+from (
+    values
+    (interval '1 second', 't todo', 'somebody watched until a moment ago, so there was no outage'),
+    ('3 seconds', '', 'nobody beat for a while: that may have been an outage'),
+    ('-1 hour', '', 'a heartbeat that is still to come, since the clock was set back, says nothing')
+) as given (last_beat, rescued, fact);
 
 -- By hand, without being a worker: what counts is the time since the server started.
 

@@ -35,7 +35,7 @@ _TYPES: Mapping[str, str] = {
         "bigint[]": "job_ids known_job_ids",
         "boolean": "abort give_up_silent",
         "double precision": "jitter",
-        "integer": "attempt max_attempts max_jobs max_lost priority",
+        "integer": "attempt backend_pid max_attempts max_jobs max_lost priority",
         "integer[]": "attempts",
         "interval": "heartbeat_interval keep_finished lease max_retry_delay older_than retry_delay "
         "retry_in scheduled_in timeout",
@@ -331,6 +331,7 @@ def heartbeat(
     job_ids: Sequence[int] = (),
     attempts: Sequence[int] = (),
     queue_names: Sequence[str] | None = None,
+    backend_pid: int | None = None,
 ) -> Answer[Beat]:
     """Renew the lease of a worker and do the housekeeping of the queue (procrastinate_heartbeat).
 
@@ -339,6 +340,8 @@ def heartbeat(
         job_ids: The jobs that it believes to hold.
         attempts: Their attempts, in the same order.
         queue_names: The queues whose next due time is wanted (None: all).
+        backend_pid: That of the connection as the driver sees it: it shows whether there is a
+            pooler in between (None: there is none).
 
     Raises:
         WorkerNotRegistered: It was given up: register again, and drop all jobs.

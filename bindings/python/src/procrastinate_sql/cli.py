@@ -241,6 +241,11 @@ def _add_worker(commands: Any, database: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-listen", action="store_true", help="only poll")
     parser.add_argument("--listen-dsn", help="direct connection for LISTEN, around a pooler")
     parser.add_argument("--no-wait", action="store_true", help="stop when there is nothing to run")
+    parser.add_argument(
+        "--no-durable-claims",
+        action="store_true",
+        help="start jobs without waiting for the disk; a crash of the server may start them twice",
+    )
     parser.add_argument("--health-file", help="see healthcheck")
     parser.add_argument(
         "--log-level", default="info", choices=["debug", "info", "warning", "error"]
@@ -265,6 +270,7 @@ def _worker(options: argparse.Namespace) -> None:
         listen=not options.no_listen,
         listen_dsn=options.listen_dsn,
         wait=not options.no_wait,
+        durable_claims=not options.no_durable_claims,
         health_file=options.health_file or health.default_file(),
         log_args=options.log_args,
     )

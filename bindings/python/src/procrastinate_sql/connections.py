@@ -24,9 +24,11 @@ from procrastinate_sql import calls, errors
 
 SCHEMA_VERSION = 1
 
-# A half-open connection is noticed within seconds, where the system's defaults take hours.
+# A half-open connection is noticed within seconds, where the system's defaults take hours. A
+# database without an encoding (SQL_ASCII) would have us read bytes in place of text.
 DEFAULTS = {
     "fallback_application_name": "procrastinate-sql",
+    "client_encoding": "utf8",
     "connect_timeout": 10,
     "keepalives_idle": 5,
     "keepalives_interval": 2,

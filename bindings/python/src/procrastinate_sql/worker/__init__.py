@@ -11,6 +11,7 @@
     run         one run of one job, and what became of it
     finishing   reports outcomes in batches
     heartbeat   a thread that keeps the lease and hears what to do
+    guard       has a process keep the lease while a task holds the interpreter
     listener    hears that fetching is worth while
     processes   child processes for tasks that compute
     backoff     how long to wait before trying again

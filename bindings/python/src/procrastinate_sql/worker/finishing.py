@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence, Set
 from typing import Any, TypeVar
 
 from procrastinate_sql.job_store import AsyncJobStore
@@ -78,6 +78,18 @@ class Finisher:
             self._releases += runs
             self._wake()
 
+    def forget(self, job_ids: Set[int]) -> None:
+        """Drop what is still to be reported of earlier runs of these jobs, now claimed again.
+
+        What is under way at this moment arrives all the same, but is not sent a second time.
+        """
+        for runs in (self._successes, self._releases):
+            runs[:] = [run for run in runs if run.job.id not in job_ids]
+        self._outcomes[:] = [one for one in self._outcomes if one["job_id"] not in job_ids]
+        for task, one in self._apart.items():
+            if one["job_id"] in job_ids:
+                task.cancel()
+
     def _wake(self) -> None:
         self._is_awake = True
         self._news.set()
@@ -137,8 +149,7 @@ class Finisher:
         """Send a batch from a queue and take it out, however often the server is lost."""
         left = size = min(len(queue), MAX_BATCH)
         backoff = delays()
-        while left:
-            batch = queue[: min(size, left)]
+        while batch := queue[: min(size, left)]:
             try:
                 await apply(batch)
             except RETRIABLE as error:
@@ -148,7 +159,9 @@ class Finisher:
                 size = max(1, size // 2)
                 await asyncio.sleep(next(backoff))
             else:
-                del queue[: len(batch)]
+                # Some of them may have been dropped meanwhile.
+                sent = set(map(id, batch))
+                queue[:] = [one for one in queue if id(one) not in sent]
                 left -= len(batch)
                 size *= 2
                 backoff = delays()

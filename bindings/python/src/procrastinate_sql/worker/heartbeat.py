@@ -1,4 +1,4 @@
-"""Keeps the worker's lease, from a thread of its own: no task can hold it up."""
+"""Keeps the worker's lease, from a thread of its own and with a guard: no task can hold it up."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from procrastinate_sql.connections import Address, Pool
 from procrastinate_sql.errors import WorkerNotRegistered
 from procrastinate_sql.job_store import Codec, JobStore
 from procrastinate_sql.worker.backoff import delays, reason
+from procrastinate_sql.worker.guard import Guard
 from procrastinate_sql.worker.run import Run
 
 logger = logging.getLogger("procrastinate_sql.worker")
@@ -46,7 +47,8 @@ class Heartbeat:
         health_file: str | None,
     ) -> None:
         self._pool = Pool(address)
-        self._store = JobStore(self._pool, codec)
+        self._guard = Guard(address)
+        self._codec = codec
         self._name = name
         self._queue_names = queue_names
         self._held = held
@@ -58,6 +60,7 @@ class Heartbeat:
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="procrastinate-beat", daemon=True)
         self._worker_id: int | None = None
+        self._interval = 1.0
 
     def start(self) -> None:
         """Start the thread."""
@@ -77,7 +80,7 @@ class Heartbeat:
         while not self._stopped:
             self._wake.clear()
             try:
-                pause = self._beat()
+                pause = self._interval = self._beat()
                 backoff = delays()
             except WorkerNotRegistered:
                 logger.warning("worker %s was given up, registering again", self._worker_id)
@@ -87,20 +90,27 @@ class Heartbeat:
             except Exception as error:
                 logger.warning("no heartbeat, trying again: %s", reason(error))
                 pause = next(backoff)
+            self._guard.tell(self._worker_id, self._interval)
             self._call(self._touch)
             self._wake.wait(pause)
+        self._guard.stop()
         self._pool.close()
 
     def _beat(self) -> float:
         """Beat once and return how many seconds to wait."""
-        if self._worker_id is None:
-            self._worker_id = self._store.register_worker(self._name)
-            self._call(self._on_registered, self._worker_id)
-        held = {
-            job_id: run for job_id, run in self._held().items() if run.worker_id == self._worker_id
-        }
-        attempts = [run.job.attempt for run in held.values()]
-        beat = self._store.heartbeat(self._worker_id, list(held), attempts, self._queue_names)
+        with self._pool.lend() as connection:
+            store = JobStore(connection, self._codec)
+            if self._worker_id is None:
+                self._worker_id = store.register_worker(self._name)
+                self._call(self._on_registered, self._worker_id)
+            held = {
+                job_id: run
+                for job_id, run in self._held().items()
+                if run.worker_id == self._worker_id
+            }
+            attempts = [run.job.attempt for run in held.values()]
+            pid = connection.info.backend_pid
+            beat = store.heartbeat(self._worker_id, list(held), attempts, self._queue_names, pid)
         self._call(self._on_beat, beat, held)
         return beat.next_heartbeat.total_seconds()
 

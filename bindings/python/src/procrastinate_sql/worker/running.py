@@ -88,6 +88,11 @@ class Running:
 
     def add(self, jobs: Sequence[FetchedJob], worker_id: int) -> None:
         """Take over jobs that were claimed, and begin to start them."""
+        # As far as the database knows, no earlier run of theirs goes on: a crash may have taken its
+        # claim back. Its outcome would be taken for that of the new run.
+        job_ids = {job.id for job in jobs}
+        self._finisher.forget(job_ids)
+        self._drop([run for run in self._runs() if run.job.id in job_ids])
         now = self._loop.time()
         all_on_loop = self._caller.has_async_middleware()
         self._is_verbose = logger.isEnabledFor(logging.DEBUG)
@@ -102,9 +107,6 @@ class Running:
                 self._refuse(job, outcome(job, worker_id, fail=True, error=job.args.reason))
             else:
                 runs.append(Run(job, task, worker_id, now, all_on_loop or task.is_async))
-        if self._unconfirmed:
-            for job in jobs:
-                self._unconfirmed.pop(job.id, None)
         if self._is_closed:
             self._finisher.release(runs)
             return
@@ -229,8 +231,7 @@ class Running:
 
     def drop_all_but(self, worker_id: int) -> None:
         """Stop everything that was claimed under another id."""
-        runs = [*self._active(), *self._waiting.runs(), *self._unconfirmed.values()]
-        self._drop([run for run in runs if run.worker_id != worker_id])
+        self._drop([run for run in self._runs() if run.worker_id != worker_id])
 
     def _abort(self, job_ids: Collection[int]) -> None:
         """Stop jobs as somebody asked."""
@@ -243,10 +244,12 @@ class Running:
     def _drop(self, runs: Collection[Run]) -> None:
         """Stop runs that are no longer ours, and forget their outcome."""
         lost = set(runs)
+        if not lost:
+            return
         lost.difference_update(self._waiting.remove(lost.__contains__))
-        for run in lost.intersection(self._active()):
+        for run in lost.intersection(self._runs()):
             if not run.finished:
-                logger.warning("job %s was lost to another worker", run.job.id)
+                logger.warning("a run of job %s was lost", run.job.id)
                 self._slots.stop(run, "lost")
         for run in lost:
             if self._unconfirmed.get(run.job.id) is run:
@@ -263,10 +266,14 @@ class Running:
 
     def job_ids(self) -> set[int]:
         """Return the ids of all jobs here."""
+        return {run.job.id for run in self._runs()}
+
+    def _runs(self) -> list[Run]:
+        """Return all runs here of which nothing is known to the finisher yet."""
         with self._waiting.lock:
             runs = [*self._waiting.runs(), *self._active(), *self._unconfirmed.values()]
             runs += [run for work in self._threads.unheard() for run in work.runs]
-        return {run.job.id for run in runs}
+        return runs
 
     def close(self) -> None:
         """Let go of threads and processes, without waiting for any."""

@@ -127,7 +127,9 @@ class _Active:
         app, queue_names = worker.app, worker.queue_names
         self._pool = AsyncPool(app.address)
         self._store = AsyncJobStore(self._pool, app.codec)
-        self._claims = AsyncPool(replace(app.address, synchronous_commit=worker.durable_claims))
+        self._claims = self._pool
+        if not worker.durable_claims:
+            self._claims = AsyncPool(replace(app.address, synchronous_commit=False))
         self._finisher = Finisher(self._store, self._on_room, self._on_lock_freed, self._on_trouble)
         self._running = Running(
             app, worker.concurrency, self._finisher, self._on_room, worker.log_args
