@@ -78,10 +78,10 @@ def test_crashes_that_take_back_all_that_workers_did(start_scene):
 
 
 def test_a_crash_that_takes_claims_back(start_scene):
-    """By default only claims of jobs without a lock do not wait for the disk."""
+    """With `durable_claims=False` those of jobs without a lock do not wait for the disk."""
     scene, server = start_scene(LAZY)
     for _ in range(2):
-        scene.start_worker("--concurrency", "20")
+        scene.start_worker("--concurrency", "20", "--app", "harness.quick:app")
     scene.wait_for_workers()
     taken_back = 0
     for _ in range(3):

@@ -33,18 +33,24 @@ class Size:
         jobs: Jobs that producers commit in a scenario.
         rate: Jobs a second, of all producers.
         lease: Seconds, in place of the default lease of 30; None: that.
+        soak: Minutes of the soak.
+        burst: Jobs of the burst.
     """
 
     jobs: int
     rate: float
     lease: float | None
+    soak: float
+    burst: int
 
     @classmethod
     def read(cls, text: str) -> Size:
         """Read $FAULTS_SIZE: small, full, or a number of jobs."""
         if text == "small":
-            return cls(2000, 250, 6.0)
-        return cls(100_000 if text == "full" else int(text), 500, None)
+            return cls(2000, 250, 6.0, soak=0.75, burst=100_000)
+        if text == "full":
+            return cls(100_000, 500, None, soak=30, burst=1_000_000)
+        return cls(int(text), 500, None, soak=5, burst=int(text) * 10)
 
     @property
     def seconds_of_lease(self) -> float:
