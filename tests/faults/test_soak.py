@@ -80,7 +80,7 @@ def course() -> Course:
         )
         for at in range(600)
     ]
-    return Course(600, 10, samples, [Wait(n / 10, n / 10 + 0.005) for n in range(6000)])
+    return Course(600, 10, 6000, samples, [Wait(n / 10, n / 10 + 0.005) for n in range(6000)])
 
 
 def sampled(**values: Callable[[Sample], object]) -> Doctor:
@@ -117,6 +117,7 @@ def grown(begin: float, rate: int) -> Doctor:
 
 
 CASES: dict[str, Doctor] = {
+    "jobs to be deferred ÷ deferred in time": lambda course: replace(course, deferred=5000),
     "jobs that wait, median of the worst thirtieth": waited(lambda at: 2 + at % 0.1),
     "latency p99, last sixth ÷ first": waited(lambda at: 0.02 if at > 500 else 0.005),
     "latency p99 while a snapshot is held ÷ first sixth": waited(

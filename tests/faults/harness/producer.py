@@ -105,7 +105,7 @@ class Producer:
         began = time.monotonic()
         while self.committed < count:
             if rate:
-                ahead = self.deferred / rate - (time.monotonic() - began)
+                ahead = self.committed / rate - (time.monotonic() - began)
                 pause(min(ahead, 1))
             self.transact()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from bisect import bisect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from operator import attrgetter
@@ -16,11 +16,12 @@ import psutil
 from postgres import Server
 
 from harness import figures
-from harness.evidence import Evidence
 from harness.scene import Process, Scene, wait_until
 
 FILE = figures.FILE.with_name("soak.jsonl")
 MB = 2**20
+# Each waits for its commits: there must be enough to keep up, with right clocks all of them.
+PRODUCERS: Sequence[Mapping[str, str]] = ({},) * 6
 
 SIZES = """
     select jsonb_object_agg(relname, pg_relation_size(oid)) from pg_class
@@ -84,13 +85,15 @@ class Course:
 
     Attributes:
         seconds: How long it was.
-        rate: Jobs that were deferred each second.
+        rate: Jobs that were to be deferred each second.
+        deferred: Jobs that were deferred in that time.
         samples: In order.
         waits: Of all jobs without a lock or a schedule.
     """
 
     seconds: float
     rate: float
+    deferred: int
     samples: list[Sample]
     waits: list[Wait]
 
@@ -168,8 +171,10 @@ def bounds(course: Course) -> list[Bound]:
         median(course.waiting((window + part / 20) * course.seconds / 30) for part in range(1, 21))
         for window in range(30)
     ]
-    grown_by_snapshot = (size(4) - size(2)) / (course.rate * course.seconds / 3)
+    grown_by_snapshot = (size(4) - size(2)) / (course.deferred / 3)
+    planned = course.rate * course.seconds
     return [
+        Bound("jobs to be deferred ÷ deferred in time", planned / course.deferred, 1.05),
         Bound("jobs that wait, median of the worst thirtieth", max(windows), course.rate),
         Bound("latency p99, last sixth ÷ first", p99(5, 6) / p99(0, 1), 2),
         Bound("latency p99 while a snapshot is held ÷ first sixth", p99(2, 4) / p99(0, 1), 3),
@@ -178,23 +183,6 @@ def bounds(course: Course) -> list[Bound]:
         Bound("size in the end ÷ one sixth after the snapshot", size(6) / size(5), 1.05),
         Bound("dead rows, last sixth ÷ second", dead(6) / dead(2), 2),
         Bound("growth of a worker's memory", course.memory_growth(), 10, "MB"),
-    ]
-
-
-def waits(evidence: Evidence, began: float) -> list[Wait]:
-    """Return how long jobs waited that were deferred after this moment of the monotonic clock."""
-    deferred = {
-        change.job_id: change.at - evidence.clock - began
-        for change in evidence.history
-        if change.was is None and change.lock is None and change.due is None
-    }
-    started: dict[int, float] = {}
-    for run in evidence.runs:
-        started[run.job_id] = min(started.get(run.job_id, run.started), run.started)
-    return [
-        Wait(at, started[job_id] - began)
-        for job_id, at in deferred.items()
-        if at >= 0 and job_id in started
     ]
 
 
@@ -243,9 +231,9 @@ class Soak:
     def calibrate(self) -> float:
         """Start the workers, and return how many jobs a second they drain, nobody deferring."""
         scene = self.scene
-        scene.size = replace(scene.size, jobs=min(scene.size.jobs, 20_000))
+        scene.size = replace(scene.size, jobs=min(10 * scene.size.jobs, 30_000))
         scene.execute("select procrastinate_pause_queue('default')")
-        scene.start_producers("--locks", "100", rate=0)
+        scene.start_producers("--locks", "33", rate=0, clocks=PRODUCERS)
         wait_until(scene.are_producers_done, 300, "producers are done")
         # The one that is left alone, the one to be killed, and the one to be deployed.
         _, self.mortal, self.deployed = (scene.start_worker() for _ in range(3))
@@ -268,7 +256,7 @@ class Soak:
         """Begin the load."""
         self.rate = rate
         self.scene.size = replace(self.scene.size, jobs=int(rate * self.seconds))
-        self.scene.start_producers("--locks", "100", rate=rate)
+        self.scene.start_producers("--locks", "33", rate=rate, clocks=PRODUCERS)
         self.began = time.monotonic()
 
     def go_on(self, until: float) -> None:
@@ -287,8 +275,26 @@ class Soak:
         assert all(worker.wait() == 0 for worker in self.leaving)
 
     def course(self) -> Course:
+        """Say how it went, by when jobs were committed and their code started."""
+        evidence = self.scene.evidence()
+        began = self.began + evidence.clock
+        deferred = [change for change in evidence.history if change.was is None]
+        started: dict[int, float] = {}
+        for run in evidence.runs:
+            started[run.job_id] = min(started.get(run.job_id, run.started), run.started)
         return Course(
-            self.seconds, self.rate, self.samples, waits(self.scene.evidence(), self.began)
+            self.seconds,
+            self.rate,
+            sum(0 <= change.at - began < self.seconds for change in deferred),
+            self.samples,
+            [
+                Wait(change.at - began, started[change.job_id] - self.began)
+                for change in deferred
+                if change.at >= began
+                and change.lock is None
+                and change.due is None
+                and change.job_id in started
+            ],
         )
 
     # --- Chores --------------------------------------------------------------------

@@ -26,10 +26,10 @@ PAGE = """# Soak
 
 Written by `make soak` from the JSON lines of one run; not edited.
 
-{minutes:g} minutes at {share:.0%} of what this machine drains, {drained:,.0f} jobs a second. A worker process
-was killed every 15 seconds and replaced, another one stopped in good order and started again every
-25, a third one left alone; what had ended was purged; in the middle third (grey) a session held a
-snapshot. Four of ten jobs have one of 200 locks.
+{minutes:g} minutes at {share:.0%} of what this machine drains, {drained:,.0f} jobs a second.
+A worker process was killed every 15 seconds and replaced, another one stopped in good order and
+started again every 25, a third one left alone; what had ended was purged; in the middle third
+(grey) a session held a snapshot. Four of ten jobs have one of 198 locks.
 [reliability.md](../reliability.md) says how it is judged.
 
 PostgreSQL {PostgreSQL}; {machine}; {date}. Everything shares the machine.
