@@ -28,7 +28,6 @@ from postgres import (
 )
 
 from bench.server import SETTINGS, disk_folder
-from harness.scene import wait_until
 
 # Ends two sessions of clients, whichever.
 TERMINATE = """
@@ -80,9 +79,7 @@ def is_dead(pid: int) -> bool:
 
 def freeze_wal_writer(server: Server) -> None:
     """Let commits that do not wait for the disk stay in memory, until one that does writes them."""
-    # Everybody comes back at once to a server that has just started: there may be no room at first.
-    opened = wait_until(lambda: psycopg.connect(server.dsn, autocommit=True), 20, "it lets us in")
-    with opened as connection:
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
         for (pid,) in connection.execute(
             "select pid from pg_stat_activity where backend_type = 'walwriter'"
         ):
