@@ -54,9 +54,19 @@ stress: .venv/dev .venv/binding $(PACKAGED) test-programs ## Stress with eight p
 		$(BIN)/pytest -s tests/python/test_stress.py $(ARGS)
 
 .PHONY: faults
-faults: .venv/dev .venv/binding $(PACKAGED) test-programs ## Kill, crash, freeze, cut off; then audit (SIZE=small, 20000, full)
+faults: .venv/dev .venv/bench-smoke .venv/binding $(PACKAGED) test-programs ## Kill, crash, freeze, cut off; then audit (SIZE=small, 20000, full)
 	@sh tools/setup.sh faults
 	PROCRASTINATE_PG=$(PG) FAULTS_SIZE=$(or $(SIZE),full) $(BIN)/pytest -s $(or $(TESTS),tests/faults) $(ARGS)
+
+# What it measured is plotted however it ended.
+.PHONY: soak
+soak: .venv/bench ## Load for 30 minutes with kills, deploys, a held snapshot (MINUTES=2 RATE=0.7)
+	SOAK_MINUTES=$(MINUTES) SOAK_SHARE=$(RATE) $(MAKE) faults TESTS=tests/faults/test_soak.py; status=$$?; \
+		PYTHONPATH=tests/faults:tools $(BIN)/python -m harness.soak_report && exit $$status
+
+.PHONY: burst
+burst: ## Defer a million jobs in a minute, while workers run them
+	$(MAKE) faults TESTS=tests/faults/test_burst.py
 
 .PHONY: bench
 bench: .venv/bench .venv/binding $(PACKAGED) test-programs ## Measure against the peers (ARGS='--scale 0.05')

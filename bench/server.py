@@ -93,13 +93,13 @@ class Databases:
 @contextmanager
 def running_server(version: int | None = None) -> Iterator[Databases]:
     """Yield a server of our own; stop it and remove it at the end."""
-    with postgres.cluster(version, SETTINGS, _disk_folder()) as server:
+    with postgres.cluster(version, SETTINGS, disk_folder()) as server:
         databases = Databases(server)
         yield databases
         databases.admin.close()
 
 
-def _disk_folder() -> Path:
+def disk_folder() -> Path:
     """Return a folder on a disk that the server's user can enter, with a path short enough."""
     BUILD.mkdir(parents=True, exist_ok=True)
     enterable = all(folder.stat().st_mode & 0o001 for folder in (BUILD, *BUILD.parents))

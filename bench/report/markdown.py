@@ -36,7 +36,7 @@ def _setup(data: Data) -> Iterator[str]:
     setup = data.setup
     yield f"{setup['date']}, {setup['runs']} runs, scale {setup['scale']:g}.\n"
     yield "## Peers\n"
-    yield _table(
+    yield table(
         ("queue", "version", "configuration", "finished jobs are"),
         (
             (peer["title"], peer["version"], peer["configuration"], peer["finished"])
@@ -57,7 +57,7 @@ def _setup(data: Data) -> Iterator[str]:
 
 def _bars(data: Data) -> Iterator[str]:
     yield "## What is to be reached\n"
-    yield _table(
+    yield table(
         ("figure", "bar", "reached", ""),
         (
             (
@@ -107,7 +107,7 @@ def _plain(data: Data, figure: Figure, only: Callable[[str], bool] | None = None
                 )
             )
     if rows:
-        yield _table(("metric", "queue", "min", "median", "max", "unit", "ours ÷", "jobs"), rows)
+        yield table(("metric", "queue", "min", "median", "max", "unit", "ours ÷", "jobs"), rows)
 
 
 def _rounds(data: Data, figure: Figure) -> Iterator[str]:
@@ -125,7 +125,7 @@ def _rounds(data: Data, figure: Figure) -> Iterator[str]:
                 rows.append((data.title(peer), holder, f"{jobs:,}", *cells, _or_dash(last)))
     heads = [f"round {number}" for number in rounds]
     yield "Jobs a second, medians; the last column is the median of the last round by the first.\n"
-    yield _table(("queue", "held by" if len(holders) > 2 else "", "jobs", *heads, "last ÷ 1"), rows)
+    yield table(("queue", "held by" if len(holders) > 2 else "", "jobs", *heads, "last ÷ 1"), rows)
 
 
 def _connections(data: Data, figure: Figure) -> Iterator[str]:
@@ -140,7 +140,7 @@ def _connections(data: Data, figure: Figure) -> Iterator[str]:
             kept = data.middle(figure.name, f"{what}, most of peak", peer)
             rows.append((what, data.title(peer), *cells, _or_dash(kept)))
     yield "Jobs (or statements) a second, medians.\n"
-    yield _table(("", "queue", *map(str, numbers), "most of peak"), rows)
+    yield table(("", "queue", *map(str, numbers), "most of peak"), rows)
 
 
 def _flat(data: Data, figure: Figure) -> Iterator[str]:
@@ -166,7 +166,7 @@ def _flat(data: Data, figure: Figure) -> Iterator[str]:
                     compared = f"{more:.1f}" if ending == "time" else f"{more:+.1f}"
                     cells.append(f"{value} ({compared})")
             rows.append((shape, *cells))
-        yield _table(("shape", *calls), rows)
+        yield table(("shape", *calls), rows)
 
 
 SPECIAL: dict[str, Callable[[Data, Figure], Iterator[str]]] = {
@@ -188,7 +188,8 @@ def _or_dash(value: float | None) -> str:
     return "-" if value is None else number(value)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return (
         "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines) + "\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT)]  # for `postgres`, and for `bench`
 
 from harness.scene import Scene, Size, scene  # noqa: E402  # it imports from tools/ too
 from postgres import Server, cluster  # noqa: E402  # tools/ is no package

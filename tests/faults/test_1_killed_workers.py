@@ -29,12 +29,15 @@ def test_killed_workers(start_scene):
         victim.kill()
         killed += 1
         scene.start_worker()
+        # Whoever is killed next runs some of them, however idle the workers are else.
+        if not scene.are_producers_done():
+            scene.defer_long(6, seconds=2)
     scene.drain()
     scene.stop_workers()
     rescued = figures.spread(seconds_until_rescued(scene, scene.evidence()))
     done = scene.audit(killed=killed, seconds_until_rescued=rescued)
     assert killed > 5
-    assert done["claims_lost_with_worker"] > 10
+    assert done["claims_lost_with_worker"] > killed / 2
     # Though hardly anybody lives for long. The promise is five seconds; a machine that is busy with
     # other things gets some more.
     assert rescued["median"] < 5

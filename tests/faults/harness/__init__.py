@@ -6,5 +6,6 @@ producer    a process that defers jobs in transactions, and keeps a ledger of wh
 evidence    what is read at the end: the ledger, the runs, the history that triggers wrote, the rows
 audit       what must be true of that; each check is a small function that returns what is wrong
 servers     servers on a full disk, with a standby, behind a pooler, behind a network that goes away
+soak        a load that lasts: what is sampled of it, and what is bounded; soak_report plots it
 figures     what was measured, one JSON line each under .build/faults/
 """

@@ -29,6 +29,11 @@ def note(scenario: str, **figures: object) -> None:
     print(f"\n{line}")
 
 
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Return the value below which so large a share lies of values that are in order."""
+    return ordered[int((len(ordered) - 1) * share)]
+
+
 def spread(values: Sequence[float]) -> dict[str, float | int]:
     """Return the number, median, 99th percentile and maximum of some seconds."""
     if not values:
@@ -37,7 +42,7 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     return {
         "count": len(ordered),
         "median": round(statistics.median(ordered), 2),
-        "p99": round(ordered[int((len(ordered) - 1) * 0.99)], 2),
+        "p99": round(percentile(ordered, 0.99), 2),
         "max": round(ordered[-1], 2),
     }
 

@@ -1,6 +1,6 @@
 """A process that defers jobs in transactions, through the binding, and says what it was told.
 
-    python -m harness.producer NAME COUNT RATE LEDGER [--locked SHARE]
+    python -m harness.producer NAME COUNT RATE LEDGER [--locked SHARE] [--locks N]
 
 Its ledger gets a line before each COMMIT or ROLLBACK, with the jobs, and one after it, with what
 became of them: `committed`, `rolled back`, or `unknown` if the answer to COMMIT was lost. All jobs
@@ -22,18 +22,18 @@ import psycopg
 from harness.clock import pause
 from procrastinate_sql import App, ProcrastinateError
 
-LOCKS = 12
 # The tasks, and how often each is chosen.
 MIX = {"plain": 50, "recorded": 12, "booked": 25, "flaky": 10, "doomed": 3}
 
 
 class Producer:
-    def __init__(self, name: str, ledger: IO[str], locked: float = 0.4) -> None:
+    def __init__(self, name: str, ledger: IO[str], locked: float, locks: int) -> None:
         self.app = App()
         self.random = random.Random(name)
         self.name = name
         self.ledger = ledger
         self.locked = locked
+        self.locks = locks
         self.connection: psycopg.Connection[Any] | None = None
         self.deferred = 0
         self.committed = 0
@@ -78,7 +78,7 @@ class Producer:
         (kind,) = self.random.choices(list(MIX), MIX.values())
         locked = self.random.random() < self.locked
         options: dict[str, Any] = {
-            "lock": f"{self.name} {self.random.randrange(LOCKS)}" if locked else None,
+            "lock": f"{self.name} {self.random.randrange(self.locks)}" if locked else None,
             # Of one lock all have one priority, so that their order is that of their ids.
             "priority": None if locked else self.random.choice((None, None, 5, -5)),
         }
@@ -105,7 +105,7 @@ class Producer:
         began = time.monotonic()
         while self.committed < count:
             if rate:
-                ahead = self.deferred / rate - (time.monotonic() - began)
+                ahead = self.committed / rate - (time.monotonic() - began)
                 pause(min(ahead, 1))
             self.transact()
 
@@ -117,9 +117,11 @@ def main() -> None:
     parser.add_argument("rate", type=float, help="jobs a second; 0: as many as it can")
     parser.add_argument("ledger")
     parser.add_argument("--locked", type=float, default=0.4, help="share of jobs with a lock")
+    parser.add_argument("--locks", type=int, default=12, help="how many locks")
     options = parser.parse_args()
     with open(options.ledger, "a") as ledger:
-        Producer(options.name, ledger, options.locked).run(options.count, options.rate)
+        producer = Producer(options.name, ledger, options.locked, options.locks)
+        producer.run(options.count, options.rate)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -33,18 +34,24 @@ class Size:
         jobs: Jobs that producers commit in a scenario.
         rate: Jobs a second, of all producers.
         lease: Seconds, in place of the default lease of 30; None: that.
+        soak: Minutes of the soak.
+        burst: Jobs of the burst.
     """
 
     jobs: int
     rate: float
     lease: float | None
+    soak: float
+    burst: int
 
     @classmethod
     def read(cls, text: str) -> Size:
         """Read $FAULTS_SIZE: small, full, or a number of jobs."""
         if text == "small":
-            return cls(2000, 250, 6.0)
-        return cls(100_000 if text == "full" else int(text), 500, None)
+            return cls(2000, 250, 6.0, soak=0.75, burst=100_000)
+        if text == "full":
+            return cls(100_000, 500, None, soak=30, burst=1_000_000)
+        return cls(int(text), 500, None, soak=5, burst=int(text) * 10)
 
     @property
     def seconds_of_lease(self) -> float:
@@ -190,12 +197,12 @@ class Scene:
         rate: float | None = None,
         clocks: Sequence[Mapping[str, str]] = ({}, {}),
     ) -> None:
-        """Start two producers that share the jobs, at so many a second (0: at once)."""
+        """Start a producer for each clock; they share the jobs, so many a second (0: at once)."""
         for clock in clocks:
             name = f"producer-{len(self.producers) + 1}"
             command = [sys.executable, "-m", "harness.producer", name]
-            command += [str(self.size.jobs // 2)]
-            command += [str((self.size.rate if rate is None else rate) / 2)]
+            command += [str(self.size.jobs // len(clocks))]
+            command += [str((self.size.rate if rate is None else rate) / len(clocks))]
             command += [str(self.folder / f"{name}.ledger"), *options]
             variables = {"PROCRASTINATE_DSN": self.producer_dsn, **clock}
             self.producers.append(self._start(name, command, variables))
@@ -290,6 +297,16 @@ class Scene:
             f" (select id from procrastinate_workers where name = '{worker.name}')"
         )
 
+    def running(self, worker: Process) -> int:
+        """How many jobs does a worker hold, by the database, and run, by its file?"""
+        held = self.execute(
+            "select job.id from procrastinate_jobs as job join procrastinate_workers as worker"
+            " on worker.id = job.worker_id where job.status = 'doing' and worker.name = %s",
+            worker.name,
+        )
+        runs = read_runs(self.folder / f"{worker.name}.runs", worker.name, math.inf)
+        return len({job for (job,) in held} & {run.job_id for run in runs if run.ended == math.inf})
+
     def in_mid_work(
         self,
         worker: Process,
@@ -297,13 +314,13 @@ class Scene:
         resume: Callable[[], None],
         at_least: int = 2,
     ) -> None:
-        """Interrupt a worker at a moment at which it holds some jobs."""
+        """Interrupt a worker at a moment at which it runs some jobs."""
         deadline = time.monotonic() + 20
         while True:
             interrupt()
             # What was sent before has arrived by then.
             time.sleep(0.05)
-            if self.holding(worker) >= at_least or time.monotonic() > deadline:
+            if self.running(worker) >= at_least or time.monotonic() > deadline:
                 return
             resume()
             time.sleep(self.random.uniform(0.01, 0.1))

@@ -17,6 +17,7 @@ from pathlib import Path
 import psycopg
 from postgres import (
     Server,
+    cluster,
     default_version,
     free_port,
     identity,
@@ -25,6 +26,8 @@ from postgres import (
     run,
     server_user,
 )
+
+from bench.server import SETTINGS, disk_folder
 
 # Ends two sessions of clients, whichever.
 TERMINATE = """
@@ -95,6 +98,17 @@ def start_again(server: Server, seconds: float = 30) -> None:
         except subprocess.CalledProcessError:
             assert time.monotonic() < deadline, "the server does not start"
             time.sleep(0.2)
+
+
+# --- As in production ---------------------------------------------------------------
+
+
+@contextmanager
+def durable_server() -> Iterator[Server]:
+    """Yield a server like that of the benchmark, on a disk, with checkpoints as by default."""
+    settings = {**SETTINGS, "checkpoint_timeout": "5min", "max_wal_size": "4GB"}
+    with cluster(settings=settings, parent=disk_folder()) as made:
+        yield made
 
 
 # --- A pooler ----------------------------------------------------------------------

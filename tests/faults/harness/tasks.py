@@ -129,6 +129,12 @@ async def steady(context: JobContext, ref: str) -> None:
 
 
 @app.task(**PATIENT)
+async def instant(context: JobContext, ref: str) -> None:
+    with noted(context, ref):
+        pass
+
+
+@app.task(**PATIENT)
 async def long(context: JobContext, ref: str, seconds: float) -> None:
     with noted(context, ref):
         await asyncio.sleep(seconds)

@@ -1,6 +1,6 @@
 """Connections of our own: how they are opened, checked, kept for the next call, and healed.
 
-A pool here is no more than a stack of idle connections: a call takes one or opens one. A connection
+A pool here is no more than a short stack of idle connections: a call takes one or opens one. A connection
 that broke is dropped, so that whoever calls again gets a fresh one.
 """
 
@@ -39,6 +39,8 @@ DEFAULTS = {
 Dsn: TypeAlias = "str | Callable[[], str] | None"
 SyncConnection: TypeAlias = "psycopg.Connection[Any]"
 AsyncConnection: TypeAlias = "psycopg.AsyncConnection[Any]"
+MAX_IDLE = 10  # connections of a pool; more were opened while the server was away, say
+
 C = TypeVar("C", bound="psycopg.Connection[Any] | psycopg.AsyncConnection[Any]")
 
 
@@ -228,7 +230,8 @@ class _Idle(Generic[C]):
             connection.pgconn.finish()
             raise
         finally:
-            if connection.info.transaction_status is TransactionStatus.IDLE:
+            is_usable = connection.info.transaction_status is TransactionStatus.IDLE
+            if is_usable and len(self._connections) < MAX_IDLE:
                 self._connections.append(connection)
             else:
                 connection.pgconn.finish()
