@@ -1,6 +1,6 @@
 """Connections of our own: how they are opened, checked, kept for the next call, and healed.
 
-A pool here is no more than a short stack of idle connections: a call takes one or opens one. A connection
+A pool here is no more than a short stack of idle connections: a call takes one or opens one. One
 that broke is dropped, so that whoever calls again gets a fresh one.
 """
 
