@@ -1511,7 +1511,8 @@ comment on function _procrastinate_read_jobs is
 --
 -- Floors live in sequences, since a row would itself leave a dead version for each change. There is
 -- a fixed number: each holds 20 bits of the hash of what it is the floor of, and 43 bits of floor.
--- Two that fall together on one sequence only lose their floors to each other.
+-- Each floor has two places where it may be, so that a dozen of them hardly ever meet (Azar et al.,
+-- Balanced Allocations, 1994); two that do only lose their floors to each other.
 
 do $$
 begin
@@ -1546,11 +1547,14 @@ set search_path from current
 as $$
 declare
     hash constant bigint := hashtextextended(key, 0);
-    held constant bigint := pg_sequence_last_value(
-        ('procrastinate_floor_' || (hash & 31))::regclass
-    );
+    tag constant bigint := (hash >> 10) & 1048575;
+    held bigint := pg_sequence_last_value(('procrastinate_floor_' || (hash & 31))::regclass);
 begin
-    if held >> 43 = (hash >> 5) & 1048575 then
+    if held >> 43 = tag then
+        return held & 8796093022207;
+    end if;
+    held := pg_sequence_last_value(('procrastinate_floor_' || ((hash >> 5) & 31))::regclass);
+    if held >> 43 = tag then
         return held & 8796093022207;
     end if;
     return 0;
@@ -1567,10 +1571,19 @@ set search_path from current
 as $$
 declare
     hash constant bigint := hashtextextended(key, 0);
+    tag constant bigint := (hash >> 10) & 1048575;
+    first constant regclass := 'procrastinate_floor_' || (hash & 31);
+    second constant regclass := 'procrastinate_floor_' || ((hash >> 5) & 31);
+    in_first constant bigint := pg_sequence_last_value(first) >> 43;
+    in_second constant bigint := pg_sequence_last_value(second) >> 43;
 begin
     perform setval(
-        ('procrastinate_floor_' || (hash & 31))::regclass,
-        (((hash >> 5) & 1048575) << 43) | greatest(least(floor, 8796093022207), 1)
+        case
+            when in_first is null or in_first = tag then first
+            when in_second is null or in_second = tag then second
+            else first
+        end,
+        (tag << 43) | greatest(least(floor, 8796093022207), 1)
     );
 end;
 $$;
@@ -2118,6 +2131,7 @@ as $$
 declare
     picked bigint[];
     before bigint;
+    effort bigint;
 begin
     if _procrastinate_is_crowded('') then
         picked := _procrastinate_pick_above_floors(max_jobs);
@@ -2144,11 +2158,10 @@ begin
         limit max_jobs
         for update skip locked
     );
-    if _procrastinate_note_effort(
-        '',
-        _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before - max_jobs / 50
-    ) then
-        perform _procrastinate_reset_floors(array[''], picked, max_jobs);
+    effort := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before
+        - max_jobs / 50;
+    if effort > 0 then
+        perform _procrastinate_note_floors(array[''], picked, max_jobs, effort);
     end if;
     return picked;
 end;
@@ -2250,11 +2263,8 @@ begin
     perform _procrastinate_raise_floors(crowded, picked);
     effort := _procrastinate_effort('procrastinate_jobs_ready_idx') - before
         - 3 * cardinality(queue_names) - max_jobs / 50;
-    if others <> '{}' and _procrastinate_note_effort(others[1], effort) then
-        perform
-            _procrastinate_note_effort(other.queue, effort)
-        from unnest(others[2:]) as other (queue);
-        perform _procrastinate_reset_floors(others, picked, max_jobs);
+    if effort > 0 then
+        perform _procrastinate_note_floors(others, picked, max_jobs, effort);
     end if;
     return picked;
 end;
@@ -2372,6 +2382,14 @@ returns void
 language plpgsql
 set search_path from current
 as $$
+declare
+    -- Some, the last one among them: a floor may be a little low, and looking up a job costs more.
+    sample constant bigint[] := array(
+        select picked[place]
+        from generate_series(
+            cardinality(picked), 1, -greatest(cardinality(picked) / 10, 1)
+        ) as place
+    );
 begin
     if queue_names = '{}' or picked = '{}' then
         return;
@@ -2381,7 +2399,7 @@ begin
         select named.queue, job.priority, max(job.ready_seq) as floor
         from procrastinate_jobs as job
         inner join unnest(queue_names) as named (queue) on named.queue in ('', job.queue_name)
-        where job.id = any(picked)
+        where job.id = any(sample)
         group by named.queue, job.priority
     ) as level
     -- Not for a few: noting costs more than passing them.
@@ -2390,7 +2408,72 @@ end;
 $$;
 
 comment on function _procrastinate_raise_floors is
-'After a look from the floors: let the next one begin where these jobs stood.';
+'After a look from the floors: let the next one begin about where these jobs stood.';
+
+create function _procrastinate_note_floors(
+    queue_names text[],
+    picked bigint[],
+    max_jobs integer,
+    effort bigint
+)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    -- A floor is seen by all at once, a level when it is committed: whoever began at floors without
+    -- the level of a job would not find it. So the levels come first, the floors with a later look.
+    if effort > 15 and _procrastinate_add_levels(queue_names, picked) then
+        return;
+    end if;
+    perform _procrastinate_reset_floors(
+        array(
+            select named.queue from unnest(queue_names) as named (queue)
+            where _procrastinate_note_effort(named.queue, effort)
+        ),
+        picked, max_jobs
+    );
+end;
+$$;
+
+comment on function _procrastinate_note_floors is
+'After a look from the start with this effort: if that was much, let the next ones begin at the '
+'floors of these queues.';
+
+create function _procrastinate_add_levels(queue_names text[], picked bigint[])
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+begin
+    -- Nobody waits for another's row: whoever adds some now will let the others know by committing.
+    if not pg_try_advisory_xact_lock(
+        hashtextextended('procrastinate_levels', 'procrastinate_levels'::regclass::oid::bigint)
+    ) then
+        return true;
+    end if;
+
+    insert into procrastinate_levels (queue_name, priority)
+    select
+        named.queue,
+        used.priority
+    from unnest(queue_names) as named (queue)
+    cross join lateral (
+        select job.priority
+        from procrastinate_jobs as job
+        where job.id = any(picked) and named.queue in ('', job.queue_name)
+        union
+        -- Most jobs have it: one that comes while there are none is to be found.
+        select 0
+    ) as used
+    on conflict do nothing;
+    return found;
+end;
+$$;
+
+comment on function _procrastinate_add_levels is
+'Note the priorities of these jobs as used in these queues. Returns whether some are not yet '
+'committed.';
 
 create function _procrastinate_reset_floors(
     queue_names text[],
@@ -2406,14 +2489,9 @@ declare
     -- A look that found all it wanted has not seen the priorities below.
     lowest integer;
 begin
-    insert into procrastinate_levels (queue_name, priority)
-    select distinct named.queue, job.priority
-    from unnest(queue_names) as named (queue)
-    inner join procrastinate_jobs as job on named.queue in ('', job.queue_name)
-    where job.id = any(picked)
-    on conflict do nothing;
-
-    if cardinality(picked) = max_jobs then
+    if queue_names = '{}' then
+        return;
+    elsif cardinality(picked) = max_jobs then
         select min(job.priority) into lowest
         from procrastinate_jobs as job
         where job.id = any(picked);
@@ -2444,8 +2522,8 @@ end;
 $$;
 
 comment on function _procrastinate_reset_floors is
-'After a look from the start that had to pass many entries: note the priorities in use, and for '
-'each how far that look came.';
+'After a look from the start that had to pass many entries: note for each priority in use how far '
+'it came.';
 
 -- Claim the jobs that a worker is to run now.
 

@@ -9,7 +9,8 @@
 --
 -- Floors live in sequences, since a row would itself leave a dead version for each change. There is
 -- a fixed number: each holds 20 bits of the hash of what it is the floor of, and 43 bits of floor.
--- Two that fall together on one sequence only lose their floors to each other.
+-- Each floor has two places where it may be, so that a dozen of them hardly ever meet (Azar et al.,
+-- Balanced Allocations, 1994); two that do only lose their floors to each other.
 
 do $$
 begin
@@ -44,11 +45,14 @@ set search_path from current
 as $$
 declare
     hash constant bigint := hashtextextended(key, 0);
-    held constant bigint := pg_sequence_last_value(
-        ('procrastinate_floor_' || (hash & 31))::regclass
-    );
+    tag constant bigint := (hash >> 10) & 1048575;
+    held bigint := pg_sequence_last_value(('procrastinate_floor_' || (hash & 31))::regclass);
 begin
-    if held >> 43 = (hash >> 5) & 1048575 then
+    if held >> 43 = tag then
+        return held & 8796093022207;
+    end if;
+    held := pg_sequence_last_value(('procrastinate_floor_' || ((hash >> 5) & 31))::regclass);
+    if held >> 43 = tag then
         return held & 8796093022207;
     end if;
     return 0;
@@ -65,10 +69,19 @@ set search_path from current
 as $$
 declare
     hash constant bigint := hashtextextended(key, 0);
+    tag constant bigint := (hash >> 10) & 1048575;
+    first constant regclass := 'procrastinate_floor_' || (hash & 31);
+    second constant regclass := 'procrastinate_floor_' || ((hash >> 5) & 31);
+    in_first constant bigint := pg_sequence_last_value(first) >> 43;
+    in_second constant bigint := pg_sequence_last_value(second) >> 43;
 begin
     perform setval(
-        ('procrastinate_floor_' || (hash & 31))::regclass,
-        (((hash >> 5) & 1048575) << 43) | greatest(least(floor, 8796093022207), 1)
+        case
+            when in_first is null or in_first = tag then first
+            when in_second is null or in_second = tag then second
+            else first
+        end,
+        (tag << 43) | greatest(least(floor, 8796093022207), 1)
     );
 end;
 $$;

@@ -103,6 +103,22 @@ def test_an_event_of_a_lock_committed_late_is_found(
     wait_until(lambda: worker.fetch() == [late], timeout=5)
 
 
+def test_floors_wait_for_the_levels_they_belong_to(
+    conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
+) -> None:
+    begin(connect(), "repeatable read")
+    run_through(conn, worker)
+    conn.execute("delete from procrastinate_levels")
+    wait_until(lambda: not is_crowded(conn, ""))
+    other = Worker(connect(autocommit=True))
+    begin(other.conn)
+    assert other.fetch(1) == []
+    assert value(other.conn, "select count(*) from procrastinate_levels") == 1
+
+    jobs = [defer(conn) for _ in range(10)]
+    assert worker.fetch(10) == jobs
+
+
 def test_without_dead_entries_every_look_is_from_the_start(
     conn: Connection, worker: Worker
 ) -> None:

@@ -255,6 +255,10 @@ def test_a_held_snapshot_makes_no_call_read_more(
         other.execute("create temporary table written (number integer)")
 
     run_through(queue, jobs)
+    wait_until(lambda: not value(conn, "select _procrastinate_is_crowded('')"))
+    for names in (None, ["mail"], ["urgent"]):
+        # Floors are used from the look on after the one that has noted, and committed, the levels.
+        conn.execute("select procrastinate_fetch_jobs(%s, %s)", (queue.worker, names))
     queue.load("ready", SMALL)
     crowded = "select _procrastinate_is_crowded('') and _procrastinate_is_crowded('mail')"
 
@@ -271,4 +275,4 @@ def test_a_held_snapshot_makes_no_call_read_more(
         full = queue.read(call)
         jobs_of_call = 100 if "100" in call else 1
         assert full.entries <= small[call].entries + 10 * (RUNNING + jobs_of_call), call
-        assert full.blocks <= small[call].blocks + LEVELS * (jobs_of_call + 30), call
+        assert full.blocks <= small[call].blocks + LEVELS * (jobs_of_call + 60), call
