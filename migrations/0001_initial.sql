@@ -1673,6 +1673,10 @@ as $$
 declare
     heads bigint[];
 begin
+    if not _procrastinate_has_events() then
+        return query select 0, array[]::bigint[], false;
+        return;
+    end if;
     select freed.taken, freed.heads, freed.busy into taken, heads, busy
     from _procrastinate_free_heads(max_events) as freed;
     readied := _procrastinate_make_ready(heads);
@@ -1697,12 +1701,11 @@ declare
 begin
     taken := 0;
     heads := array[]::bigint[];
-    busy := _procrastinate_has_events();
-    if not busy or not _procrastinate_become_settler(wait => false) then
+    busy := not _procrastinate_become_settler(wait => false);
+    if busy then
         return next;
         return;
     end if;
-    busy := false;
 
     select event.locks, event.tries, event.taken into locks, tries, taken
     from _procrastinate_take_events(max_events) as event;
@@ -1737,22 +1740,35 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    first_id constant bigint := case
-        when _procrastinate_is_crowded('events') then _procrastinate_floor('events') else 0
-    end;
+    crowded constant boolean := _procrastinate_is_crowded('events');
+    first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
-begin
-    return exists (
-        select from procrastinate_lock_events as event
+    before constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey');
+    fresh constant bigint[] := array(
+        select event.id
+        from procrastinate_lock_events as event
         where event.id >= first_id and event.due_at is null
-    ) or exists (
+        order by event.id
+        limit 1
+    );
+    effort constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey') - before;
+begin
+    if not crowded and _procrastinate_note_effort('events', effort) then
+        perform _procrastinate_set_floor(
+            'events',
+            coalesce(fresh[1], pg_sequence_last_value('procrastinate_lock_events_id_seq'), 0)
+        );
+    end if;
+    return fresh <> '{}' or exists (
         select from procrastinate_lock_events as event
         where event.due_at <= due_by
     );
 end;
 $$;
 
-comment on function _procrastinate_has_events is 'Are there locks to look at?';
+comment on function _procrastinate_has_events is
+'Are there locks to look at? A look from the start that had to pass many entries notes where the '
+'next ones are to begin.';
 
 create function _procrastinate_take_events(max_events integer)
 returns table (locks text[], tries integer[], taken integer)
@@ -1763,7 +1779,6 @@ declare
     crowded constant boolean := _procrastinate_is_crowded('events');
     first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
-    before constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey');
     fresh constant bigint[] := array(
         select event.id
         from procrastinate_lock_events as event
@@ -1771,7 +1786,6 @@ declare
         order by event.id
         limit max_events
     );
-    effort constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey') - before;
     put_off constant bigint[] := array(
         select event.id
         from procrastinate_lock_events as event
@@ -1780,17 +1794,8 @@ declare
         limit max_events
     );
 begin
-    if crowded or _procrastinate_note_effort('events', effort - max_events / 50) then
-        perform _procrastinate_set_floor(
-            'events',
-            coalesce(
-                fresh[cardinality(fresh)],
-                case when not crowded
-                    then pg_sequence_last_value('procrastinate_lock_events_id_seq')
-                end,
-                first_id
-            )
-        );
+    if crowded and fresh <> '{}' then
+        perform _procrastinate_set_floor('events', fresh[cardinality(fresh)]);
     end if;
 
     with event as (
@@ -2549,7 +2554,9 @@ declare
     round integer;
     promoted bigint[];
     events integer;
-    freed record;
+    taken integer;
+    heads bigint[];
+    busy boolean;
     readied bigint[] := array[]::bigint[];
     waits_left integer := 20;
 begin
@@ -2558,19 +2565,25 @@ begin
     loop
         promoted := _procrastinate_promote_due(batch);
         events := _procrastinate_events_to_settle(queue_names, max_jobs - claimed);
-        select * into freed from _procrastinate_free_heads(events);
-        readied := readied || promoted || freed.heads;
+        taken := 0;
+        heads := '{}';
+        busy := false;
+        if events > 0 then
+            select freed.heads, freed.taken, freed.busy into heads, taken, busy
+            from _procrastinate_free_heads(events) as freed;
+        end if;
+        readied := readied || promoted || heads;
 
-        if freed.heads <> '{}' then
+        if heads <> '{}' then
             perform _procrastinate_act(true);
         end if;
         return query
         select claim.*
         from _procrastinate_claim(
-            worker_id, _procrastinate_choose(queue_names, freed.heads, max_jobs - claimed)
+            worker_id, _procrastinate_choose(queue_names, heads, max_jobs - claimed)
         ) as claim;
         get diagnostics round = row_count;
-        if freed.heads <> '{}' then
+        if heads <> '{}' then
             perform _procrastinate_act(false);
         end if;
         claimed := claimed + round;
@@ -2579,11 +2592,11 @@ begin
         -- Short of jobs, go on while there may be more to tidy: never come back empty for that. If
         -- another session tidies, give it a moment to commit, but no more: nobody can tell how long
         -- it stays open.
-        if freed.busy and claimed = 0 and waits_left > 0 then
+        if busy and claimed = 0 and waits_left > 0 then
             waits_left := waits_left - 1;
             perform pg_sleep(0.005);
         else
-            exit when cardinality(promoted) < batch and freed.taken < events;
+            exit when cardinality(promoted) < batch and (events = 0 or taken < events);
         end if;
     end loop;
 
@@ -2699,21 +2712,20 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    if not _procrastinate_has_events() then
+        return 0;
+    end if;
     -- Heads that cannot be claimed at once have to be made ready, one more version of their row:
     -- so as many as are wanted, and few while there are ready jobs to claim anyway.
     return least(greatest(
-        case
-            when not _procrastinate_has_events() then 0
-            when _procrastinate_any_ready(queue_names) then max_jobs / 5
-            else max_jobs
-        end,
+        case when _procrastinate_any_ready(queue_names) then max_jobs / 5 else max_jobs end,
         20
     ), 1000);
 end;
 $$;
 
 comment on function _procrastinate_events_to_settle is
-'How many events of locks a fetch is to take that still wants so many jobs.';
+'How many events of locks a fetch is to take that still wants so many jobs; zero: there are none.';
 
 create function _procrastinate_choose(queue_names text[], heads bigint[], max_jobs integer)
 returns bigint[]
@@ -2747,7 +2759,9 @@ begin
         return chosen;
     end if;
 
-    perform _procrastinate_make_ready(heads);
+    if heads <> '{}' then
+        perform _procrastinate_make_ready(heads);
+    end if;
     return _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs);
 end;
 $$;
@@ -2806,7 +2820,7 @@ begin
     if exists (
         select from procrastinate_jobs as job where job.id = any(job_ids) and job.lock is not null
     ) then
-        perform set_config('synchronous_commit', 'on', true);
+        perform _procrastinate_commit_durably();
     end if;
 end;
 $$;

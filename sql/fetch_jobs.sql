@@ -22,7 +22,9 @@ declare
     round integer;
     promoted bigint[];
     events integer;
-    freed record;
+    taken integer;
+    heads bigint[];
+    busy boolean;
     readied bigint[] := array[]::bigint[];
     waits_left integer := 20;
 begin
@@ -31,19 +33,25 @@ begin
     loop
         promoted := _procrastinate_promote_due(batch);
         events := _procrastinate_events_to_settle(queue_names, max_jobs - claimed);
-        select * into freed from _procrastinate_free_heads(events);
-        readied := readied || promoted || freed.heads;
+        taken := 0;
+        heads := '{}';
+        busy := false;
+        if events > 0 then
+            select freed.heads, freed.taken, freed.busy into heads, taken, busy
+            from _procrastinate_free_heads(events) as freed;
+        end if;
+        readied := readied || promoted || heads;
 
-        if freed.heads <> '{}' then
+        if heads <> '{}' then
             perform _procrastinate_act(true);
         end if;
         return query
         select claim.*
         from _procrastinate_claim(
-            worker_id, _procrastinate_choose(queue_names, freed.heads, max_jobs - claimed)
+            worker_id, _procrastinate_choose(queue_names, heads, max_jobs - claimed)
         ) as claim;
         get diagnostics round = row_count;
-        if freed.heads <> '{}' then
+        if heads <> '{}' then
             perform _procrastinate_act(false);
         end if;
         claimed := claimed + round;
@@ -52,11 +60,11 @@ begin
         -- Short of jobs, go on while there may be more to tidy: never come back empty for that. If
         -- another session tidies, give it a moment to commit, but no more: nobody can tell how long
         -- it stays open.
-        if freed.busy and claimed = 0 and waits_left > 0 then
+        if busy and claimed = 0 and waits_left > 0 then
             waits_left := waits_left - 1;
             perform pg_sleep(0.005);
         else
-            exit when cardinality(promoted) < batch and freed.taken < events;
+            exit when cardinality(promoted) < batch and (events = 0 or taken < events);
         end if;
     end loop;
 
@@ -172,21 +180,20 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    if not _procrastinate_has_events() then
+        return 0;
+    end if;
     -- Heads that cannot be claimed at once have to be made ready, one more version of their row:
     -- so as many as are wanted, and few while there are ready jobs to claim anyway.
     return least(greatest(
-        case
-            when not _procrastinate_has_events() then 0
-            when _procrastinate_any_ready(queue_names) then max_jobs / 5
-            else max_jobs
-        end,
+        case when _procrastinate_any_ready(queue_names) then max_jobs / 5 else max_jobs end,
         20
     ), 1000);
 end;
 $$;
 
 comment on function _procrastinate_events_to_settle is
-'How many events of locks a fetch is to take that still wants so many jobs.';
+'How many events of locks a fetch is to take that still wants so many jobs; zero: there are none.';
 
 create function _procrastinate_choose(queue_names text[], heads bigint[], max_jobs integer)
 returns bigint[]
@@ -220,7 +227,9 @@ begin
         return chosen;
     end if;
 
-    perform _procrastinate_make_ready(heads);
+    if heads <> '{}' then
+        perform _procrastinate_make_ready(heads);
+    end if;
     return _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs);
 end;
 $$;
@@ -279,7 +288,7 @@ begin
     if exists (
         select from procrastinate_jobs as job where job.id = any(job_ids) and job.lock is not null
     ) then
-        perform set_config('synchronous_commit', 'on', true);
+        perform _procrastinate_commit_durably();
     end if;
 end;
 $$;

@@ -12,6 +12,10 @@ as $$
 declare
     heads bigint[];
 begin
+    if not _procrastinate_has_events() then
+        return query select 0, array[]::bigint[], false;
+        return;
+    end if;
     select freed.taken, freed.heads, freed.busy into taken, heads, busy
     from _procrastinate_free_heads(max_events) as freed;
     readied := _procrastinate_make_ready(heads);
@@ -36,12 +40,11 @@ declare
 begin
     taken := 0;
     heads := array[]::bigint[];
-    busy := _procrastinate_has_events();
-    if not busy or not _procrastinate_become_settler(wait => false) then
+    busy := not _procrastinate_become_settler(wait => false);
+    if busy then
         return next;
         return;
     end if;
-    busy := false;
 
     select event.locks, event.tries, event.taken into locks, tries, taken
     from _procrastinate_take_events(max_events) as event;
@@ -76,22 +79,35 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    first_id constant bigint := case
-        when _procrastinate_is_crowded('events') then _procrastinate_floor('events') else 0
-    end;
+    crowded constant boolean := _procrastinate_is_crowded('events');
+    first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
-begin
-    return exists (
-        select from procrastinate_lock_events as event
+    before constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey');
+    fresh constant bigint[] := array(
+        select event.id
+        from procrastinate_lock_events as event
         where event.id >= first_id and event.due_at is null
-    ) or exists (
+        order by event.id
+        limit 1
+    );
+    effort constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey') - before;
+begin
+    if not crowded and _procrastinate_note_effort('events', effort) then
+        perform _procrastinate_set_floor(
+            'events',
+            coalesce(fresh[1], pg_sequence_last_value('procrastinate_lock_events_id_seq'), 0)
+        );
+    end if;
+    return fresh <> '{}' or exists (
         select from procrastinate_lock_events as event
         where event.due_at <= due_by
     );
 end;
 $$;
 
-comment on function _procrastinate_has_events is 'Are there locks to look at?';
+comment on function _procrastinate_has_events is
+'Are there locks to look at? A look from the start that had to pass many entries notes where the '
+'next ones are to begin.';
 
 create function _procrastinate_take_events(max_events integer)
 returns table (locks text[], tries integer[], taken integer)
@@ -102,7 +118,6 @@ declare
     crowded constant boolean := _procrastinate_is_crowded('events');
     first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
-    before constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey');
     fresh constant bigint[] := array(
         select event.id
         from procrastinate_lock_events as event
@@ -110,7 +125,6 @@ declare
         order by event.id
         limit max_events
     );
-    effort constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey') - before;
     put_off constant bigint[] := array(
         select event.id
         from procrastinate_lock_events as event
@@ -119,17 +133,8 @@ declare
         limit max_events
     );
 begin
-    if crowded or _procrastinate_note_effort('events', effort - max_events / 50) then
-        perform _procrastinate_set_floor(
-            'events',
-            coalesce(
-                fresh[cardinality(fresh)],
-                case when not crowded
-                    then pg_sequence_last_value('procrastinate_lock_events_id_seq')
-                end,
-                first_id
-            )
-        );
+    if crowded and fresh <> '{}' then
+        perform _procrastinate_set_floor('events', fresh[cardinality(fresh)]);
     end if;
 
     with event as (
