@@ -63,6 +63,7 @@ VALID: Mapping[str, str | None] = {
     "attempt": "1",
     "attempts": "{1}",
     "backoff": "linear",
+    "backend_pid": "1",
     "error": "broken",
     "give_up_silent": "false",
     "heartbeat_interval": "1 second",
