@@ -71,6 +71,30 @@ def test_every_function_is_a_method_with_the_same_arguments(
         assert mandatory == (arguments or [])[:required], name
 
 
+def test_what_is_left_out_means_the_same(conn: psycopg.Connection[Any]):
+    """Defaults are not sent: those of the SQL functions count."""
+    defaults = conn.execute("""
+        select
+            substr(proname, 15),
+            proargnames[place],
+            pg_get_function_arg_default(pg_proc.oid, place),
+            format_type(proargtypes[place - 1], null)
+        from pg_proc
+        cross join generate_series(pronargs - pronargdefaults + 1, pronargs) as place
+        where proname ~ '^procrastinate_' and pronamespace = current_schema()::regnamespace
+    """).fetchall()
+    assert defaults
+    for function, name, default, type_name in defaults:
+        if function in LEFT_OUT or (function, name) == ("defer_job", "args"):  # sent as '{}'
+            continue
+        ours = inspect.signature(getattr(JobStore, function)).parameters[name].default
+        ours = [] if ours == () else ours
+        row = conn.execute(f"select {default}::{type_name}, %s::{type_name}", (ours,)).fetchone()
+        assert row is not None
+        theirs, ours = row
+        assert (theirs or None) == (ours or None), (function, name)
+
+
 def test_each_call_belongs_to_the_transaction_of_the_connection(connect: Connect):
     connection = connect()
     store = JobStore(connection)

@@ -395,7 +395,7 @@ import os, psycopg
 from procrastinate_sql import JobStore, SchemaVersionError
 with psycopg.connect(os.environ["PROCRASTINATE_DSN"]) as connection:
     try:
-        JobStore(connection).defer_job("run")
+        JobStore(connection).defer_job("run", note="new")
     except SchemaVersionError as error:
         print(error, error.hint)
 """
@@ -404,7 +404,7 @@ with psycopg.connect(os.environ["PROCRASTINATE_DSN"]) as connection:
 def test_the_new_release_says_it_on_connections_of_the_caller_too(
     database: Database, new: NextVersion
 ):
-    """Nobody has asked there for the version: what is missing is found out by the call."""
+    """Nobody has asked there for the version: the call that needs what is missing finds it out."""
     output = subprocess.run(
         [sys.executable, "-c", ON_A_CONNECTION_OF_ITS_OWN],
         env=environment(database.dsn, new.python_path),

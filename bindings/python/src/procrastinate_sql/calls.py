@@ -101,7 +101,7 @@ class Call(Generic[T]):
 
     Attributes:
         function: Its name, less the prefix `procrastinate_`.
-        arguments: Its arguments by name.
+        arguments: Those of its arguments by name that are not its defaults.
         answer: How its answer is read.
     """
 
@@ -163,14 +163,24 @@ def _read_argument(name: str, value: Any) -> Any:
 
 def _call(function: Callable[P, Answer[T]]) -> Callable[P, Call[T]]:
     """Make a function, which has the parameters of an SQL function, return the call of that."""
-    signature = inspect.signature(function)
+    defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
+    always = {
+        name: default
+        for name, default in defaults.items()
+        if (function.__name__, name) in _EXPRESSIONS
+    }
 
     @wraps(function)
     def build(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = {name: _read_argument(name, value) for name, value in bound.arguments.items()}
-        return Call(function.__name__, arguments, function(*args, **kwargs))
+        answer = function(*args, **kwargs)  # refuses what it has no parameter for
+        given = {**always, **dict(zip(defaults, args, strict=False)), **kwargs}
+        arguments = {
+            name: _read_argument(name, value)
+            for name, value in given.items()
+            # What is left out takes the default of the SQL function, which is the same.
+            if value is not defaults[name] or name in always
+        }
+        return Call(function.__name__, arguments, answer)
 
     return build
 
