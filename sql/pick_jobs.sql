@@ -230,50 +230,83 @@ comment on function _procrastinate_peek is
 'The first ready jobs of some queues, from the floor on of those that are crowded, without taking '
 'their rows.';
 
+create function _procrastinate_peek_all(from_floors boolean)
+returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+begin
+    if not from_floors then
+        return array(
+            select job.id
+            from procrastinate_jobs as job
+            where job.ready_seq + 0 is not null
+            order by job.priority desc, job.ready_seq
+            limit 1
+        );
+    end if;
+    return array(
+        select ready.id
+        from (
+            select level.priority, _procrastinate_floor(' ' || level.priority) as floor
+            from procrastinate_levels as level
+            where level.queue_name = ''
+            order by level.priority desc
+        ) as level
+        cross join lateral (
+            select job.id
+            from procrastinate_jobs as job
+            where
+                job.priority = level.priority
+                and job.ready_seq >= level.floor
+                and job.ready_seq + 0 is not null
+            order by job.ready_seq
+            limit 1
+        ) as ready
+        limit 1
+    );
+end;
+$$;
+
+comment on function _procrastinate_peek_all is
+'The first ready job of any queue, from the start or from the floors on, without taking its row.';
+
 create function _procrastinate_any_ready(queue_names text[])
 returns boolean
 language plpgsql
 set search_path from current
 as $$
-begin
-    if queue_names is not null then
-        return _procrastinate_peek(
-            array(
-                select named.queue from unnest(queue_names) as named (queue)
-                where not _procrastinate_is_crowded(named.queue)
-            ),
-            array(
-                select named.queue from unnest(queue_names) as named (queue)
-                where _procrastinate_is_crowded(named.queue)
-            ),
-            array[]::bigint[], 1
-        ) <> '{}';
-    elsif not _procrastinate_is_crowded('') then
-        return exists (
-            select from procrastinate_jobs as job where job.ready_seq + 0 is not null
-        );
-    end if;
-    return exists (
-        select
-        from (
-            select level.priority, _procrastinate_floor(' ' || level.priority) as floor
-            from procrastinate_levels as level
-            where level.queue_name = ''
-        ) as level
-        cross join lateral (
-            select from procrastinate_jobs as job
-            where
-                job.priority = level.priority
-                and job.ready_seq >= level.floor
-                and job.ready_seq + 0 is not null
-            limit 1
-        ) as ready
+declare
+    keys constant text[] := coalesce(queue_names, array['']);
+    crowded constant text[] := array(
+        select named.key from unnest(keys) as named (key)
+        where _procrastinate_is_crowded(named.key)
     );
+    others constant text[] := array(
+        select distinct named.key from unnest(keys) as named (key)
+        where named.key <> all(crowded)
+    );
+    index constant regclass := case
+        when queue_names is null then 'procrastinate_jobs_ready_any_queue_idx'
+        else 'procrastinate_jobs_ready_idx'
+    end;
+    before constant bigint := _procrastinate_effort(index);
+    first constant bigint[] := case
+        when queue_names is null then _procrastinate_peek_all(crowded <> '{}')
+        else _procrastinate_peek(others, crowded, array[]::bigint[], 1)
+    end;
+    effort constant bigint := _procrastinate_effort(index) - before - 3 * cardinality(keys);
+begin
+    if effort > 0 then
+        perform _procrastinate_note_floors(others, first, 1, effort);
+    end if;
+    return first <> '{}';
 end;
 $$;
 
 comment on function _procrastinate_any_ready is
-'Is some job of these queues (null: all) ready, whoever holds its row?';
+'Is some job of these queues (null: all) ready, whoever holds its row? A look from the start that '
+'had to pass many entries notes floors, so that the claim of this fetch need not look so as well.';
 
 create function _procrastinate_raise_floors(queue_names text[], picked bigint[])
 returns void

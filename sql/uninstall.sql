@@ -124,6 +124,7 @@ drop function
     _procrastinate_notify_queue,
     _procrastinate_notify_waiting,
     _procrastinate_peek,
+    _procrastinate_peek_all,
     _procrastinate_pick,
     _procrastinate_pick_above_floors,
     _procrastinate_pick_from_all,
