@@ -2134,17 +2134,17 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    picked bigint[];
-    before bigint;
+    newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
+    before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx');
     effort bigint;
+    picked bigint[];
 begin
     if _procrastinate_is_crowded('') then
         picked := _procrastinate_pick_above_floors(max_jobs);
-        perform _procrastinate_raise_floors(array[''], picked);
+        perform _procrastinate_set_floors(array[''], picked[max_jobs], newest, false);
         return picked;
     end if;
 
-    before := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx');
     picked := array(
         select job.id
         from procrastinate_jobs as job
@@ -2166,7 +2166,7 @@ begin
     effort := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before
         - max_jobs / 50;
     if effort > 0 then
-        perform _procrastinate_note_floors(array[''], picked, max_jobs, effort);
+        perform _procrastinate_note_floors(array[''], picked, max_jobs, newest, effort);
     end if;
     return picked;
 end;
@@ -2231,6 +2231,7 @@ declare
         select distinct named.queue from unnest(queue_names) as named (queue)
         where named.queue <> all(crowded)
     );
+    newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_idx');
     effort bigint;
     seen bigint[] := array[]::bigint[];
@@ -2265,11 +2266,11 @@ begin
         );
     end loop;
 
-    perform _procrastinate_raise_floors(crowded, picked);
+    perform _procrastinate_set_floors(crowded, picked[max_jobs], newest, false);
     effort := _procrastinate_effort('procrastinate_jobs_ready_idx') - before
         - 3 * cardinality(queue_names) - max_jobs / 50;
     if effort > 0 then
-        perform _procrastinate_note_floors(others, picked, max_jobs, effort);
+        perform _procrastinate_note_floors(others, picked, max_jobs, newest, effort);
     end if;
     return picked;
 end;
@@ -2393,6 +2394,7 @@ declare
         select distinct named.key from unnest(keys) as named (key)
         where named.key <> all(crowded)
     );
+    newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     index constant regclass := case
         when queue_names is null then 'procrastinate_jobs_ready_any_queue_idx'
         else 'procrastinate_jobs_ready_idx'
@@ -2405,7 +2407,7 @@ declare
     effort constant bigint := _procrastinate_effort(index) - before - 3 * cardinality(keys);
 begin
     if effort > 0 then
-        perform _procrastinate_note_floors(others, first, 1, effort);
+        perform _procrastinate_note_floors(others, first, 1, newest, effort);
     end if;
     return first <> '{}';
 end;
@@ -2415,43 +2417,11 @@ comment on function _procrastinate_any_ready is
 'Is some job of these queues (null: all) ready, whoever holds its row? A look from the start that '
 'had to pass many entries notes floors, so that the claim of this fetch need not look so as well.';
 
-create function _procrastinate_raise_floors(queue_names text[], picked bigint[])
-returns void
-language plpgsql
-set search_path from current
-as $$
-declare
-    -- Some, the last one among them: a floor may be a little low, and looking up a job costs more.
-    sample constant bigint[] := array(
-        select picked[place]
-        from generate_series(
-            cardinality(picked), 1, -greatest(cardinality(picked) / 10, 1)
-        ) as place
-    );
-begin
-    if queue_names = '{}' or picked = '{}' then
-        return;
-    end if;
-    perform _procrastinate_set_floor(level.queue || ' ' || level.priority, level.floor)
-    from (
-        select named.queue, job.priority, max(job.ready_seq) as floor
-        from procrastinate_jobs as job
-        inner join unnest(queue_names) as named (queue) on named.queue in ('', job.queue_name)
-        where job.id = any(sample)
-        group by named.queue, job.priority
-    ) as level
-    -- Not for a few: noting costs more than passing them.
-    where level.floor > _procrastinate_floor(level.queue || ' ' || level.priority) + 50;
-end;
-$$;
-
-comment on function _procrastinate_raise_floors is
-'After a look from the floors: let the next one begin about where these jobs stood.';
-
 create function _procrastinate_note_floors(
     queue_names text[],
     picked bigint[],
     max_jobs integer,
+    newest bigint,
     effort bigint
 )
 returns void
@@ -2464,12 +2434,12 @@ begin
     if effort > 15 and _procrastinate_add_levels(queue_names, picked) then
         return;
     end if;
-    perform _procrastinate_reset_floors(
+    perform _procrastinate_set_floors(
         array(
             select named.queue from unnest(queue_names) as named (queue)
             where _procrastinate_note_effort(named.queue, effort)
         ),
-        picked, max_jobs
+        picked[max_jobs], newest, true
     );
 end;
 $$;
@@ -2513,55 +2483,49 @@ comment on function _procrastinate_add_levels is
 'Note the priorities of these jobs as used in these queues. Returns whether some are not yet '
 'committed.';
 
-create function _procrastinate_reset_floors(
+create function _procrastinate_set_floors(
     queue_names text[],
-    picked bigint[],
-    max_jobs integer
+    last_id bigint,
+    newest bigint,
+    was_from_start boolean
 )
 returns void
 language plpgsql
 set search_path from current
 as $$
 declare
-    newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
-    -- A look that found all it wanted has not seen the priorities below.
-    lowest integer;
+    last_priority integer;
+    last_seq bigint;
 begin
     if queue_names = '{}' then
         return;
-    elsif cardinality(picked) = max_jobs then
-        select min(job.priority) into lowest
-        from procrastinate_jobs as job
-        where job.id = any(picked);
     end if;
+    select job.priority, job.ready_seq into last_priority, last_seq
+    from procrastinate_jobs as job
+    where job.id = last_id;
 
-    perform _procrastinate_set_floor(level.queue_name || ' ' || level.priority, level.floor)
+    perform _procrastinate_set_floor(level.key, level.floor)
     from (
         select
-            level.queue_name,
-            level.priority,
-            coalesce(
-                (
-                    select max(job.ready_seq)
-                    from procrastinate_jobs as job
-                    where
-                        job.id = any(picked)
-                        and job.priority = level.priority
-                        and level.queue_name in ('', job.queue_name)
-                ),
-                newest
-            ) as floor
+            level.queue_name || ' ' || level.priority as key,
+            -- A little lower: a turn is drawn some time before it can be seen.
+            case
+                when level.priority > last_priority or last_priority is null then newest
+                when level.priority = last_priority then last_seq
+                else 0
+            end - 100 as floor
         from procrastinate_levels as level
-        where
-            level.queue_name = any(queue_names)
-            and coalesce(level.priority >= lowest, true)
-    ) as level;
+        where level.queue_name = any(queue_names)
+    ) as level
+    -- Else not for a few: noting costs more than passing them.
+    where was_from_start or level.floor > _procrastinate_floor(level.key) + 50;
 end;
 $$;
 
-comment on function _procrastinate_reset_floors is
-'After a look from the start that had to pass many entries: note for each priority in use how far '
-'it came.';
+comment on function _procrastinate_set_floors is
+'After a look: let the next ones begin where this one ended. That is at the last job that was '
+'taken, if all that were wanted were found (last_id); the levels above it, or without it all '
+'levels, were seen as far as to the newest turn before the look, and those below not at all.';
 
 -- Claim the jobs that a worker is to run now.
 
