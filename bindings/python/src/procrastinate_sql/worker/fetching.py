@@ -120,6 +120,7 @@ class Fetcher:
         # Else it was given up meanwhile, and so are they.
         if worker_id == self.worker_id:
             self._running.add(jobs, worker_id)
+            await asyncio.sleep(0)  # they start before anything else is sent
         if wanted and len(jobs) < wanted and not self._wake.is_set():
             was_poll, self._is_poll = self._is_poll, False
             interval = self._poll_interval * random.uniform(0.75, 1.25)
