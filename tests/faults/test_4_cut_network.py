@@ -19,7 +19,6 @@ def test_cut_network(start_scene, size):
         scene.start_producers(rate=min(size.rate, size.jobs / (size.seconds_of_lease + 12)))
         cuts = 0
         for _ in scene.ticks(2, 3):
-            scene.defer_long(10, seconds=2)
             scene.in_mid_work(cut_off, wire.cut, wire.heal)
             wait_until(
                 lambda: (

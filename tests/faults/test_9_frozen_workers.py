@@ -19,7 +19,6 @@ def test_frozen_workers(start_scene, size):
     frozen = 0
     for _ in scene.ticks(1, 2):
         victim = scene.random.choice(scene.living())
-        scene.defer_long(10, seconds=2)
         scene.in_mid_work(victim, victim.freeze, victim.thaw)
         wait_until(
             lambda name=victim.name: scene.execute(

@@ -314,15 +314,19 @@ class Scene:
         resume: Callable[[], None],
         at_least: int = 2,
     ) -> None:
-        """Interrupt a worker at a moment at which it runs some jobs."""
-        deadline = time.monotonic() + 20
+        """Interrupt a worker at a moment at which it runs some jobs; defer jobs until it does."""
+        deadline = time.monotonic() + 60
         while True:
+            # Other workers may take all of some.
+            if not self.count("task_name = 'long' and finished_at is null"):
+                self.defer_long(10, seconds=2)
             interrupt()
             # What was sent before has arrived by then.
             time.sleep(0.05)
-            if self.running(worker) >= at_least or time.monotonic() > deadline:
+            if self.running(worker) >= at_least:
                 return
             resume()
+            assert time.monotonic() < deadline, f"{worker.name} runs nothing: see {self.folder}"
             time.sleep(self.random.uniform(0.01, 0.1))
 
     def crashed(self) -> None:
