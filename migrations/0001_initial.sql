@@ -420,7 +420,7 @@ comment on column procrastinate_workers.taken_back_at is
 
 create table procrastinate_lock_events (
     id bigint generated always as identity primary key,
-    lock text not null,
+    locks text[] not null,
     due_at timestamptz,
     tries integer not null default 0
 ) with (
@@ -436,10 +436,10 @@ comment on table procrastinate_lock_events is
 'Locks whose next job may have changed. Whoever changes something only appends here, which never '
 'waits; fetches read it and decide who is next (docs/decisions/0002-locks.md).';
 comment on column procrastinate_lock_events.id is 'Number of the event.';
-comment on column procrastinate_lock_events.lock is 'The lock to look at.';
+comment on column procrastinate_lock_events.locks is 'The locks to look at, some twenty at most.';
 comment on column procrastinate_lock_events.due_at is
 'Not before this time (null: at once): set when somebody held the row of the job.';
-comment on column procrastinate_lock_events.tries is 'How often the row was found held.';
+comment on column procrastinate_lock_events.tries is 'How often the row of the job was found held.';
 
 create table procrastinate_abort_requests (
     job_id bigint not null,
@@ -823,10 +823,21 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    insert into procrastinate_lock_events (lock)
-    select distinct inserted.lock
-    from inserted
-    where inserted.lock is not null and inserted.status = 'todo';
+    -- Asked first: to start the statement costs more than this, and most jobs have no lock.
+    if exists (select from inserted where inserted.lock is not null and inserted.status = 'todo') then
+        insert into procrastinate_lock_events (locks)
+        select array_agg(named.lock order by named.place)
+        from (
+            select
+                inserted.lock collate "C" as lock,
+                row_number() over (order by min(inserted.id)) as place
+            from inserted
+            where inserted.lock is not null and inserted.status = 'todo'
+            group by inserted.lock collate "C"
+        ) as named
+        group by (named.place - 1) / 20
+        order by (named.place - 1) / 20;
+    end if;
 
     -- What is due later than this is told to workers by their heartbeat.
     perform _procrastinate_notify_queue(runnable.queue_name)
@@ -843,8 +854,8 @@ end;
 $$;
 
 comment on function _procrastinate_jobs_inserted is
-'After a statement that inserted jobs: an event for each lock, and one notification for each '
-'queue.';
+'After a statement that inserted jobs: events for their locks, in order of the jobs, and one '
+'notification for each queue.';
 
 create trigger procrastinate_jobs_inserted
 after insert on procrastinate_jobs
@@ -867,7 +878,7 @@ begin
     end if;
 
     if new.lock is not null then
-        insert into procrastinate_lock_events (lock) values (new.lock);
+        insert into procrastinate_lock_events (locks) values (array[new.lock]);
     end if;
     perform _procrastinate_notify_queue(new.queue_name);
     return new;
@@ -899,7 +910,7 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    insert into procrastinate_lock_events (lock) values (old.lock);
+    insert into procrastinate_lock_events (locks) values (array[old.lock]);
 
     -- Whose turn is next is not decided here: wake whoever can find out, and whoever is likely to
     -- run it.
@@ -1338,12 +1349,6 @@ declare
     policies text[];
     places integer[];
 begin
-    perform _procrastinate_check_batch('jobs', jobs, array[
-        'task_name', 'args', 'queue_name', 'priority',
-        'lock', 'queueing_lock', 'scheduled_at', 'on_conflict'
-    ]);
-    perform _procrastinate_check_jobs(jobs);
-
     with given as materialized (
         select * from _procrastinate_read_jobs(jobs)
     ),
@@ -1392,14 +1397,88 @@ comment on function procrastinate_defer_jobs is
 'PC002. Example: select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": '
 '{"to": "ann"}}]'').';
 
-create function _procrastinate_check_jobs(jobs jsonb)
-returns void
+create function _procrastinate_read_jobs(jobs jsonb)
+returns table (
+    place integer,
+    id bigint,
+    task_name text,
+    args jsonb,
+    queue_name text,
+    priority integer,
+    lock text,
+    queueing_lock text,
+    scheduled_at timestamptz,
+    on_conflict text
+)
+language plpgsql
+set search_path from current
+as $$
+#variable_conflict use_column
+declare
+    keys constant text[] := array[
+        'task_name', 'args', 'queue_name', 'priority',
+        'lock', 'queueing_lock', 'scheduled_at', 'on_conflict'
+    ];
+begin
+    if coalesce(jsonb_typeof(jobs) <> 'array', true) then
+        perform _procrastinate_refuse_jobs(jobs, keys);
+    end if;
+    return query
+    select
+        given.place::integer,
+        nextval('procrastinate_jobs_id_seq'),
+        given.job ->> 'task_name',
+        coalesce(nullif(given.job -> 'args', 'null'), '{}'),
+        coalesce(given.job ->> 'queue_name', task.queue_name, 'default'),
+        coalesce((given.job ->> 'priority')::numeric::integer, task.priority, 0),
+        coalesce(given.job ->> 'lock', task.lock),
+        given.job ->> 'queueing_lock',
+        case when given.job ->> 'scheduled_at' is not null
+            then _procrastinate_read_time('scheduled_at', given.job ->> 'scheduled_at')
+        end,
+        coalesce(given.job ->> 'on_conflict', 'raise')
+    from jsonb_array_elements(jobs) with ordinality as given (job, place)
+    left join procrastinate_tasks as task on task.task_name = given.job ->> 'task_name'
+    -- One pass over jobs that are right. What is wrong with others is then looked for.
+    where case
+        when
+            jsonb_typeof(given.job) = 'object' and given.job - keys = '{}'
+            and jsonb_typeof(given.job -> 'task_name') = 'string'
+            and char_length(given.job ->> 'task_name') between 1 and 512
+            and coalesce(jsonb_typeof(given.job -> 'args') in ('object', 'null'), true)
+            and coalesce(jsonb_typeof(given.job -> 'priority') in ('number', 'null'), true)
+            and coalesce(
+                (given.job ->> 'priority')::numeric between -2147483648 and 2147483647
+                and (given.job ->> 'priority')::numeric % 1 = 0, true
+            )
+            and coalesce(jsonb_typeof(given.job -> 'queue_name') in ('string', 'null'), true)
+            and coalesce(char_length(given.job ->> 'queue_name') between 1 and 512, true)
+            and coalesce(jsonb_typeof(given.job -> 'lock') in ('string', 'null'), true)
+            and coalesce(char_length(given.job ->> 'lock') between 1 and 512, true)
+            and coalesce(jsonb_typeof(given.job -> 'queueing_lock') in ('string', 'null'), true)
+            and coalesce(char_length(given.job ->> 'queueing_lock') between 1 and 512, true)
+            and coalesce(jsonb_typeof(given.job -> 'scheduled_at') in ('string', 'null'), true)
+            and coalesce(given.job ->> 'on_conflict' in ('raise', 'skip', 'replace'), true)
+        then true
+        else _procrastinate_refuse_jobs(jobs, keys)
+    end
+    order by given.place;
+end;
+$$;
+
+comment on function _procrastinate_read_jobs is
+'Turn the elements of a batch into jobs with their defaults filled in and their ids drawn in '
+'order. Raises 22023 for the first that is wrong.';
+
+create function _procrastinate_refuse_jobs(jobs jsonb, keys text[])
+returns boolean
 language plpgsql
 set search_path from current
 as $$
 declare
     bad record;
 begin
+    perform _procrastinate_check_batch('jobs', jobs, keys);
     select given.place, checked.key into bad
     from rows from (
         jsonb_to_recordset(jobs) as (
@@ -1438,67 +1517,17 @@ begin
     ) as checked (key)
     where checked.key is not null
     limit 1;
-    if found then
-        perform _procrastinate_refuse(bad.key, format(
-            'element %s of jobs cannot be %s',
-            bad.place, left(jobs -> (bad.place - 1)::integer ->> bad.key, 100)
-        ));
-    end if;
+    perform _procrastinate_refuse(bad.key, format(
+        'element %s of jobs cannot be %s',
+        bad.place, left(jobs -> (bad.place - 1)::integer ->> bad.key, 100)
+    ));
+    return false;
 end;
 $$;
 
-comment on function _procrastinate_check_jobs is
-'Raise 22023 for the first element of a batch with a bad value.';
-
-create function _procrastinate_read_jobs(jobs jsonb)
-returns table (
-    place integer,
-    id bigint,
-    task_name text,
-    args jsonb,
-    queue_name text,
-    priority integer,
-    lock text,
-    queueing_lock text,
-    scheduled_at timestamptz,
-    on_conflict text
-)
-language plpgsql
-set search_path from current
-as $$
-#variable_conflict use_column
-begin
-    return query
-    select
-        element.place::integer,
-        nextval('procrastinate_jobs_id_seq'),
-        element.task_name,
-        coalesce(element.args, '{}'),
-        coalesce(element.queue_name, task.queue_name, 'default'),
-        coalesce(element.priority::integer, task.priority, 0),
-        coalesce(element.lock, task.lock),
-        element.queueing_lock,
-        case when element.scheduled_at is not null
-            then _procrastinate_read_time('scheduled_at', element.scheduled_at)
-        end,
-        coalesce(element.on_conflict, 'raise')
-    from rows from (
-        jsonb_to_recordset(jobs) as (
-            task_name text, args jsonb, queue_name text, priority numeric,
-            lock text, queueing_lock text, scheduled_at text, on_conflict text
-        )
-    ) with ordinality as element (
-        task_name, args, queue_name, priority,
-        lock, queueing_lock, scheduled_at, on_conflict, place
-    )
-    left join procrastinate_tasks as task on element.task_name = task.task_name
-    order by element.place;
-end;
-$$;
-
-comment on function _procrastinate_read_jobs is
-'Turn the elements of a batch into jobs with their defaults filled in and their ids drawn in '
-'order. Raises 22023 for a time that is none.';
+comment on function _procrastinate_refuse_jobs is
+'Raise 22023 for what is wrong with a batch: it is no array of objects, or for the first element '
+'with an unknown key or a bad value.';
 
 -- Where to begin to look while the entries of what is gone pile up in an index.
 --
@@ -1665,7 +1694,28 @@ comment on function _procrastinate_note_effort is
 -- and, in later statements that see whatever caused them, finds the jobs that are next. It never
 -- waits for a row: a lock whose row is held gets its event back.
 
-create function _procrastinate_settle_locks(max_events integer)
+create function _procrastinate_append_events(locks text[])
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    if locks is null then
+        return;
+    end if;
+    insert into procrastinate_lock_events (locks)
+    select array_agg(named.lock order by named.place)
+    from unnest(locks) with ordinality as named (lock, place)
+    group by (named.place - 1) / 20
+    order by (named.place - 1) / 20;
+end;
+$$;
+
+comment on function _procrastinate_append_events is
+'Let these locks (null: none) be looked at: an event for twenty of them, as in '
+'_procrastinate_jobs_inserted.';
+
+create function _procrastinate_settle_locks(max_locks integer)
 returns table (taken integer, readied bigint[], busy boolean)
 language plpgsql
 set search_path from current
@@ -1678,17 +1728,17 @@ begin
         return;
     end if;
     select freed.taken, freed.heads, freed.busy into taken, heads, busy
-    from _procrastinate_free_heads(max_events) as freed;
+    from _procrastinate_free_heads(max_locks) as freed;
     readied := _procrastinate_make_ready(heads);
     return next;
 end;
 $$;
 
 comment on function _procrastinate_settle_locks is
-'Take up to max_events events and bring their locks in order. Returns how many were taken, the '
+'Take events of some max_locks locks and bring these in order. Returns how many were taken, the '
 'jobs that became ready, and whether events were left because another session is busy with them.';
 
-create function _procrastinate_free_heads(max_events integer)
+create function _procrastinate_free_heads(max_locks integer)
 returns table (taken integer, heads bigint[], busy boolean)
 language plpgsql
 set search_path from current
@@ -1696,6 +1746,7 @@ as $$
 declare
     locks text[];
     tries integer[];
+    overtaken text[];
     overtaken_held text[];
     heads_held text[];
 begin
@@ -1708,17 +1759,21 @@ begin
     end if;
 
     select event.locks, event.tries, event.taken into locks, tries, taken
-    from _procrastinate_take_events(max_events) as event;
+    from _procrastinate_take_events(max_locks) as event;
     if taken > 0 then
-        overtaken_held := _procrastinate_unready_overtaken(locks);
+        select next_up.heads, next_up.held, next_up.overtaken into heads, heads_held, overtaken
+        from _procrastinate_hold_heads(locks) as next_up;
+    end if;
+    if overtaken is not null then
+        overtaken_held := _procrastinate_unready(overtaken);
         select next_up.heads, next_up.held into heads, heads_held
         from _procrastinate_hold_heads(locks) as next_up;
     end if;
 
     if num_nonnulls(overtaken_held, heads_held) > 0 then
-        insert into procrastinate_lock_events (lock, due_at, tries)
+        insert into procrastinate_lock_events (locks, due_at, tries)
         select
-            named.lock,
+            array[named.lock],
             clock_timestamp()
             + least(interval '10 milliseconds' * 2 ^ named.tries, interval '1 second'),
             least(named.tries + 1, 10)
@@ -1730,9 +1785,9 @@ end;
 $$;
 
 comment on function _procrastinate_free_heads is
-'Take up to max_events events, and hold the jobs that are next of their locks and may start now: '
-'the caller makes them ready, or claims them. Returns also how many events were taken, and whether '
-'some were left because another session is busy with them.';
+'Take events of some max_locks locks, and hold the jobs that are next of these and may start now: '
+'the caller makes them ready, or claims them. Returns them in order of priority; also how many locks '
+'the events named, and whether events were left because another session is busy with them.';
 
 create function _procrastinate_has_events()
 returns boolean
@@ -1770,7 +1825,7 @@ comment on function _procrastinate_has_events is
 'Are there locks to look at? A look from the start that had to pass many entries notes where the '
 'next ones are to begin.';
 
-create function _procrastinate_take_events(max_events integer)
+create function _procrastinate_take_events(max_locks integer)
 returns table (locks text[], tries integer[], taken integer)
 language plpgsql
 set search_path from current
@@ -1781,17 +1836,27 @@ declare
     due_by constant timestamptz := clock_timestamp();
     fresh constant bigint[] := array(
         select event.id
-        from procrastinate_lock_events as event
-        where event.id >= first_id and event.due_at is null
+        from (
+            select
+                event.id,
+                sum(cardinality(event.locks)) over (order by event.id)
+                - cardinality(event.locks) as locks_before
+            from (
+                select * from procrastinate_lock_events as event
+                where event.id >= first_id and event.due_at is null
+                order by event.id
+                limit max_locks
+            ) as event
+        ) as event
+        where event.locks_before < max_locks
         order by event.id
-        limit max_events
     );
     put_off constant bigint[] := array(
         select event.id
         from procrastinate_lock_events as event
         where event.due_at <= due_by
         order by event.due_at
-        limit max_events
+        limit max_locks
     );
 begin
     if crowded and fresh <> '{}' then
@@ -1801,28 +1866,35 @@ begin
     with event as (
         delete from procrastinate_lock_events as event
         where event.id = any(fresh || put_off)
-        returning event.id, event.lock, event.tries
+        returning event.id, event.locks, event.tries
     ),
     named as (
-        select event.lock, max(event.tries) as tries, min(event.id) as first_id
+        select
+            -- Told apart by their bytes: quicker than by the rules of a language.
+            named.lock collate "C" as lock,
+            max(event.tries) as tries,
+            min(event.id) as first_id,
+            min(named.place) as first_place
         from event
-        group by event.lock
+        cross join unnest(event.locks) with ordinality as named (lock, place)
+        group by named.lock collate "C"
     )
     select
-        array_agg(named.lock order by named.first_id),
-        array_agg(named.tries order by named.first_id)
-    into locks, tries
+        array_agg(named.lock order by named.first_id, named.first_place),
+        array_agg(named.tries order by named.first_id, named.first_place),
+        (select sum(cardinality(event.locks)) from event)
+    into locks, tries, taken
     from named;
-    taken := cardinality(fresh) + cardinality(put_off);
+    taken := coalesce(taken, 0);
     return next;
 end;
 $$;
 
 comment on function _procrastinate_take_events is
-'Take up to max_events events, and as many again that were put off. Returns their locks, each '
-'once, in order.';
+'Take events until they name max_locks locks, and as many again that were put off. Returns the '
+'locks, each once, in order, and how many were named.';
 
-create function _procrastinate_unready_overtaken(locks text[])
+create function _procrastinate_unready(overtaken text[])
 returns text[]
 language plpgsql
 set search_path from current
@@ -1830,28 +1902,23 @@ as $$
 declare
     held text[];
 begin
-    with overtaken as materialized (
-        select holder.id, holder.lock
-        from unnest(locks) as named (lock)
-        inner join lateral (
-            select job.id, job.lock, job.status
-            from procrastinate_jobs as job
-            where job.lock = named.lock and (job.status = 'doing' or job.ready_seq is not null)
+    with holder as materialized (
+        select job.id, named.lock
+        from unnest(overtaken) as named (lock)
+        cross join lateral (
+            select holder.id
+            from procrastinate_jobs as holder
+            where
+                holder.lock = named.lock and (holder.status = 'doing' or holder.ready_seq is not null)
             limit 1
-        ) as holder on holder.status = 'todo'
-        where holder.id <> (
-            select first.id from procrastinate_jobs as first
-            where first.lock = named.lock and first.status = 'todo'
-            order by first.priority desc, first.id
-            limit 1
-        )
+        ) as job
     ),
     free as materialized (
         select job.id
         from procrastinate_jobs as job
         where
-            job.id = any(array(select overtaken.id from overtaken))
-            and num_nulls(job.ready_seq) = 0
+            job.id = any(array(select holder.id from holder))
+            and job.status = 'todo' and num_nulls(job.ready_seq) = 0
         for update skip locked
     ),
     unreadied as (
@@ -1861,25 +1928,31 @@ begin
         where job.id = any(array[free.id])
         returning job.id
     )
-    select array_agg(overtaken.lock) into held
-    from overtaken
-    where overtaken.id not in (select unreadied.id from unreadied);
+    select array_agg(holder.lock) into held
+    from holder
+    where holder.id not in (select unreadied.id from unreadied);
     return held;
 end;
 $$;
 
-comment on function _procrastinate_unready_overtaken is
-'Take readiness from jobs that are no longer the first of their lock. Returns the locks whose job '
-'somebody holds.';
+comment on function _procrastinate_unready is
+'Take readiness from the ready jobs of these locks, each of which was overtaken. Returns the locks '
+'whose job somebody holds.';
 
 create function _procrastinate_hold_heads(locks text[])
-returns table (heads bigint[], held text[])
+returns table (heads bigint[], held text[], overtaken text[])
 language plpgsql
 set search_path from current
 as $$
 begin
     with head as materialized (
-        select job.id, named.lock, named.place
+        select
+            job.id,
+            named.lock,
+            named.place,
+            holder.id as holder_id,
+            holder.status as holder_status,
+            holder.id is null and job.due_at is null as may_start
         from unnest(locks) with ordinality as named (lock, place)
         cross join lateral (
             select first.id, first.due_at
@@ -1888,38 +1961,47 @@ begin
             order by first.priority desc, first.id
             limit 1
         ) as job
-        where
-            job.due_at is null
-            and (
-                select holder.id from procrastinate_jobs as holder
-                where
-                    holder.lock = named.lock
-                    and (holder.status = 'doing' or holder.ready_seq is not null)
-            ) is null
+        left join lateral (
+            select holder.id, holder.status
+            from procrastinate_jobs as holder
+            where
+                holder.lock = named.lock and (holder.status = 'doing' or holder.ready_seq is not null)
+            limit 1
+        ) as holder on true
     ),
     free as materialized (
-        select job.id, head.place
+        select job.id, job.priority, head.place
         from head
         inner join procrastinate_jobs as job on job.id = any(array[head.id])
         -- Not `=`: a plan could then read the whole lock for it.
         where
-            job.status = 'todo' and job.due_at is null
+            head.may_start
+            and job.status = 'todo' and job.due_at is null
             and job.lock is not distinct from head.lock
         for update of job skip locked
     )
     select
         coalesce(
-            (select array_agg(free.id order by free.place) from free), array[]::bigint[]
+            (select array_agg(free.id order by free.priority desc, free.place) from free),
+            array[]::bigint[]
         ),
-        (select array_agg(head.lock) from head where head.id not in (select free.id from free))
-    into heads, held;
+        (
+            select array_agg(head.lock) from head
+            where head.may_start and head.id not in (select free.id from free)
+        ),
+        (
+            select array_agg(head.lock) from head
+            where head.holder_status = 'todo' and head.holder_id <> head.id
+        )
+    into heads, held, overtaken;
     return next;
 end;
 $$;
 
 comment on function _procrastinate_hold_heads is
-'Hold the first job of each free lock, in the order of the locks. Returns those jobs, and the '
-'locks whose job somebody else holds.';
+'Hold the first job of each free lock, by priority and then in the order of the locks. Returns '
+'those jobs, the locks whose first job somebody else holds, and those of which another job than '
+'the first is ready.';
 
 create function _procrastinate_make_ready(heads bigint[])
 returns bigint[]
@@ -2070,6 +2152,7 @@ set search_path from current
 as $$
 declare
     promoted bigint[];
+    locks text[];
 begin
     with due as materialized (
         select job.id, job.lock
@@ -2092,12 +2175,13 @@ begin
         from turn
         where job.id = any(array[turn.id])
         returning job.id, job.lock
-    ),
-    event as (
-        insert into procrastinate_lock_events (lock)
-        select distinct ready.lock from ready where ready.lock is not null
     )
-    select coalesce(array_agg(ready.id), array[]::bigint[]) into promoted from ready;
+    select
+        coalesce(array_agg(ready.id), array[]::bigint[]),
+        array_agg(distinct ready.lock collate "C") filter (where ready.lock is not null)
+    into promoted, locks
+    from ready;
+    perform _procrastinate_append_events(locks);
     return promoted;
 end;
 $$;
@@ -2550,9 +2634,10 @@ declare
     claimed integer := 0;
     round integer;
     promoted bigint[];
-    events integer;
+    locks integer;
     taken integer;
     heads bigint[];
+    chosen bigint[];
     busy boolean;
     readied bigint[] := array[]::bigint[];
     waits_left integer := 20;
@@ -2561,28 +2646,25 @@ begin
 
     loop
         promoted := _procrastinate_promote_due(batch);
-        events := _procrastinate_events_to_settle(queue_names, max_jobs - claimed);
+        locks := _procrastinate_locks_to_settle(queue_names, max_jobs - claimed);
         taken := 0;
         heads := '{}';
         busy := false;
-        if events > 0 then
+        if locks > 0 then
             select freed.heads, freed.taken, freed.busy into heads, taken, busy
-            from _procrastinate_free_heads(events) as freed;
+            from _procrastinate_free_heads(locks) as freed;
         end if;
-        readied := readied || promoted || heads;
 
+        chosen := _procrastinate_choose(queue_names, heads, max_jobs - claimed);
         if heads <> '{}' then
             perform _procrastinate_act(true);
         end if;
-        return query
-        select claim.*
-        from _procrastinate_claim(
-            worker_id, _procrastinate_choose(queue_names, heads, max_jobs - claimed)
-        ) as claim;
+        return query select claim.* from _procrastinate_claim(worker_id, chosen) as claim;
         get diagnostics round = row_count;
         if heads <> '{}' then
             perform _procrastinate_act(false);
         end if;
+        readied := readied || promoted || case when heads = chosen then '{}' else heads end;
         claimed := claimed + round;
         exit when claimed >= max_jobs;
 
@@ -2593,7 +2675,7 @@ begin
             waits_left := waits_left - 1;
             perform pg_sleep(0.005);
         else
-            exit when cardinality(promoted) < batch and (events = 0 or taken < events);
+            exit when cardinality(promoted) < batch and (locks = 0 or taken < locks);
         end if;
     end loop;
 
@@ -2703,7 +2785,7 @@ $$;
 comment on function _procrastinate_without_paused is
 'The queues to fetch from: those named (null: all, if none is paused) less the paused ones.';
 
-create function _procrastinate_events_to_settle(queue_names text[], max_jobs integer)
+create function _procrastinate_locks_to_settle(queue_names text[], max_jobs integer)
 returns integer
 language plpgsql
 set search_path from current
@@ -2721,8 +2803,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_events_to_settle is
-'How many events of locks a fetch is to take that still wants so many jobs; zero: there are none.';
+comment on function _procrastinate_locks_to_settle is
+'How many locks a fetch is to settle that still wants so many jobs; zero: there are no events.';
 
 create function _procrastinate_choose(queue_names text[], heads bigint[], max_jobs integer)
 returns bigint[]
@@ -2734,6 +2816,15 @@ declare
 begin
     if heads <> '{}' and not _procrastinate_any_ready(queue_names) then
         -- Nothing is ready that would go before them: they start without being made ready first.
+        if queue_names is null
+            and not exists (
+                select from procrastinate_queues as queue where queue.paused_at is not null
+            )
+        then
+            perform _procrastinate_make_ready(heads[max_jobs + 1:]);
+            return heads[:max_jobs];
+        end if;
+
         chosen := array(
             select job.id
             from unnest(heads) with ordinality as head (id, place)
@@ -2744,7 +2835,7 @@ begin
                     select from procrastinate_queues as queue
                     where queue.queue_name = job.queue_name and queue.paused_at is not null
                 )
-            order by job.priority desc, head.place
+            order by head.place
             limit max_jobs
         );
         perform _procrastinate_make_ready(array(
@@ -2765,8 +2856,8 @@ $$;
 
 comment on function _procrastinate_choose is
 'Choose up to max_jobs jobs to claim, and hold their rows: of those that are ready, and of the '
-'heads of free locks, which this transaction holds and makes ready unless they are chosen at once. '
-'Returns them in order.';
+'heads of free locks, in order of priority, which this transaction holds and makes ready unless '
+'they are chosen at once. Returns them in order.';
 
 create function _procrastinate_claim(worker_id bigint, job_ids bigint[])
 returns setof procrastinate_fetched_job
@@ -2950,7 +3041,8 @@ begin
     select
         array_agg(done.ordinal), array_agg(done.id), array_agg(done.status),
         -- What waits again has said so itself (procrastinate_job_waits).
-        array_agg(distinct done.lock) filter (where done.lock is not null and done.status <> 'todo'),
+        array_agg(distinct done.lock collate "C")
+        filter (where done.lock is not null and done.status <> 'todo'),
         array_agg(distinct done.queue_name) filter (where done.lock is not null)
     into ordinals, job_ids, statuses, locks, queue_names
     from done;
@@ -3079,8 +3171,7 @@ begin
     if locks is null then
         return;
     end if;
-    insert into procrastinate_lock_events (lock)
-    select named.lock from unnest(locks) as named (lock);
+    perform _procrastinate_append_events(locks);
 
     -- Whose turn is next is not decided here: wake whoever is likely to find out and to run it. An
     -- older snapshot does not see who waits by now.
@@ -3393,7 +3484,7 @@ begin
     )
     select
         array_agg(done.place::integer),
-        array_agg(distinct done.lock) filter (where done.lock is not null),
+        array_agg(distinct done.lock collate "C") filter (where done.lock is not null),
         array_agg(distinct done.queue_name) filter (where done.lock is not null)
     into places, locks, queue_names
     from done;
@@ -4294,8 +4385,8 @@ begin
     return next;
 
     mended := 'locks looked at afresh';
-    insert into procrastinate_lock_events (lock)
-    select distinct job.lock
+    insert into procrastinate_lock_events (locks)
+    select distinct array[job.lock]
     from procrastinate_jobs as job
     where job.lock is not null and job.status in ('todo', 'doing');
     get diagnostics amount = row_count;

@@ -13,12 +13,6 @@ declare
     policies text[];
     places integer[];
 begin
-    perform _procrastinate_check_batch('jobs', jobs, array[
-        'task_name', 'args', 'queue_name', 'priority',
-        'lock', 'queueing_lock', 'scheduled_at', 'on_conflict'
-    ]);
-    perform _procrastinate_check_jobs(jobs);
-
     with given as materialized (
         select * from _procrastinate_read_jobs(jobs)
     ),
@@ -67,14 +61,88 @@ comment on function procrastinate_defer_jobs is
 'PC002. Example: select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": '
 '{"to": "ann"}}]'').';
 
-create function _procrastinate_check_jobs(jobs jsonb)
-returns void
+create function _procrastinate_read_jobs(jobs jsonb)
+returns table (
+    place integer,
+    id bigint,
+    task_name text,
+    args jsonb,
+    queue_name text,
+    priority integer,
+    lock text,
+    queueing_lock text,
+    scheduled_at timestamptz,
+    on_conflict text
+)
+language plpgsql
+set search_path from current
+as $$
+#variable_conflict use_column
+declare
+    keys constant text[] := array[
+        'task_name', 'args', 'queue_name', 'priority',
+        'lock', 'queueing_lock', 'scheduled_at', 'on_conflict'
+    ];
+begin
+    if coalesce(jsonb_typeof(jobs) <> 'array', true) then
+        perform _procrastinate_refuse_jobs(jobs, keys);
+    end if;
+    return query
+    select
+        given.place::integer,
+        nextval('procrastinate_jobs_id_seq'),
+        given.job ->> 'task_name',
+        coalesce(nullif(given.job -> 'args', 'null'), '{}'),
+        coalesce(given.job ->> 'queue_name', task.queue_name, 'default'),
+        coalesce((given.job ->> 'priority')::numeric::integer, task.priority, 0),
+        coalesce(given.job ->> 'lock', task.lock),
+        given.job ->> 'queueing_lock',
+        case when given.job ->> 'scheduled_at' is not null
+            then _procrastinate_read_time('scheduled_at', given.job ->> 'scheduled_at')
+        end,
+        coalesce(given.job ->> 'on_conflict', 'raise')
+    from jsonb_array_elements(jobs) with ordinality as given (job, place)
+    left join procrastinate_tasks as task on task.task_name = given.job ->> 'task_name'
+    -- One pass over jobs that are right. What is wrong with others is then looked for.
+    where case
+        when
+            jsonb_typeof(given.job) = 'object' and given.job - keys = '{}'
+            and jsonb_typeof(given.job -> 'task_name') = 'string'
+            and char_length(given.job ->> 'task_name') between 1 and 512
+            and coalesce(jsonb_typeof(given.job -> 'args') in ('object', 'null'), true)
+            and coalesce(jsonb_typeof(given.job -> 'priority') in ('number', 'null'), true)
+            and coalesce(
+                (given.job ->> 'priority')::numeric between -2147483648 and 2147483647
+                and (given.job ->> 'priority')::numeric % 1 = 0, true
+            )
+            and coalesce(jsonb_typeof(given.job -> 'queue_name') in ('string', 'null'), true)
+            and coalesce(char_length(given.job ->> 'queue_name') between 1 and 512, true)
+            and coalesce(jsonb_typeof(given.job -> 'lock') in ('string', 'null'), true)
+            and coalesce(char_length(given.job ->> 'lock') between 1 and 512, true)
+            and coalesce(jsonb_typeof(given.job -> 'queueing_lock') in ('string', 'null'), true)
+            and coalesce(char_length(given.job ->> 'queueing_lock') between 1 and 512, true)
+            and coalesce(jsonb_typeof(given.job -> 'scheduled_at') in ('string', 'null'), true)
+            and coalesce(given.job ->> 'on_conflict' in ('raise', 'skip', 'replace'), true)
+        then true
+        else _procrastinate_refuse_jobs(jobs, keys)
+    end
+    order by given.place;
+end;
+$$;
+
+comment on function _procrastinate_read_jobs is
+'Turn the elements of a batch into jobs with their defaults filled in and their ids drawn in '
+'order. Raises 22023 for the first that is wrong.';
+
+create function _procrastinate_refuse_jobs(jobs jsonb, keys text[])
+returns boolean
 language plpgsql
 set search_path from current
 as $$
 declare
     bad record;
 begin
+    perform _procrastinate_check_batch('jobs', jobs, keys);
     select given.place, checked.key into bad
     from rows from (
         jsonb_to_recordset(jobs) as (
@@ -113,64 +181,14 @@ begin
     ) as checked (key)
     where checked.key is not null
     limit 1;
-    if found then
-        perform _procrastinate_refuse(bad.key, format(
-            'element %s of jobs cannot be %s',
-            bad.place, left(jobs -> (bad.place - 1)::integer ->> bad.key, 100)
-        ));
-    end if;
+    perform _procrastinate_refuse(bad.key, format(
+        'element %s of jobs cannot be %s',
+        bad.place, left(jobs -> (bad.place - 1)::integer ->> bad.key, 100)
+    ));
+    return false;
 end;
 $$;
 
-comment on function _procrastinate_check_jobs is
-'Raise 22023 for the first element of a batch with a bad value.';
-
-create function _procrastinate_read_jobs(jobs jsonb)
-returns table (
-    place integer,
-    id bigint,
-    task_name text,
-    args jsonb,
-    queue_name text,
-    priority integer,
-    lock text,
-    queueing_lock text,
-    scheduled_at timestamptz,
-    on_conflict text
-)
-language plpgsql
-set search_path from current
-as $$
-#variable_conflict use_column
-begin
-    return query
-    select
-        element.place::integer,
-        nextval('procrastinate_jobs_id_seq'),
-        element.task_name,
-        coalesce(element.args, '{}'),
-        coalesce(element.queue_name, task.queue_name, 'default'),
-        coalesce(element.priority::integer, task.priority, 0),
-        coalesce(element.lock, task.lock),
-        element.queueing_lock,
-        case when element.scheduled_at is not null
-            then _procrastinate_read_time('scheduled_at', element.scheduled_at)
-        end,
-        coalesce(element.on_conflict, 'raise')
-    from rows from (
-        jsonb_to_recordset(jobs) as (
-            task_name text, args jsonb, queue_name text, priority numeric,
-            lock text, queueing_lock text, scheduled_at text, on_conflict text
-        )
-    ) with ordinality as element (
-        task_name, args, queue_name, priority,
-        lock, queueing_lock, scheduled_at, on_conflict, place
-    )
-    left join procrastinate_tasks as task on element.task_name = task.task_name
-    order by element.place;
-end;
-$$;
-
-comment on function _procrastinate_read_jobs is
-'Turn the elements of a batch into jobs with their defaults filled in and their ids drawn in '
-'order. Raises 22023 for a time that is none.';
+comment on function _procrastinate_refuse_jobs is
+'Raise 22023 for what is wrong with a batch: it is no array of objects, or for the first element '
+'with an unknown key or a bad value.';

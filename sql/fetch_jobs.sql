@@ -21,9 +21,10 @@ declare
     claimed integer := 0;
     round integer;
     promoted bigint[];
-    events integer;
+    locks integer;
     taken integer;
     heads bigint[];
+    chosen bigint[];
     busy boolean;
     readied bigint[] := array[]::bigint[];
     waits_left integer := 20;
@@ -32,28 +33,25 @@ begin
 
     loop
         promoted := _procrastinate_promote_due(batch);
-        events := _procrastinate_events_to_settle(queue_names, max_jobs - claimed);
+        locks := _procrastinate_locks_to_settle(queue_names, max_jobs - claimed);
         taken := 0;
         heads := '{}';
         busy := false;
-        if events > 0 then
+        if locks > 0 then
             select freed.heads, freed.taken, freed.busy into heads, taken, busy
-            from _procrastinate_free_heads(events) as freed;
+            from _procrastinate_free_heads(locks) as freed;
         end if;
-        readied := readied || promoted || heads;
 
+        chosen := _procrastinate_choose(queue_names, heads, max_jobs - claimed);
         if heads <> '{}' then
             perform _procrastinate_act(true);
         end if;
-        return query
-        select claim.*
-        from _procrastinate_claim(
-            worker_id, _procrastinate_choose(queue_names, heads, max_jobs - claimed)
-        ) as claim;
+        return query select claim.* from _procrastinate_claim(worker_id, chosen) as claim;
         get diagnostics round = row_count;
         if heads <> '{}' then
             perform _procrastinate_act(false);
         end if;
+        readied := readied || promoted || case when heads = chosen then '{}' else heads end;
         claimed := claimed + round;
         exit when claimed >= max_jobs;
 
@@ -64,7 +62,7 @@ begin
             waits_left := waits_left - 1;
             perform pg_sleep(0.005);
         else
-            exit when cardinality(promoted) < batch and (events = 0 or taken < events);
+            exit when cardinality(promoted) < batch and (locks = 0 or taken < locks);
         end if;
     end loop;
 
@@ -174,7 +172,7 @@ $$;
 comment on function _procrastinate_without_paused is
 'The queues to fetch from: those named (null: all, if none is paused) less the paused ones.';
 
-create function _procrastinate_events_to_settle(queue_names text[], max_jobs integer)
+create function _procrastinate_locks_to_settle(queue_names text[], max_jobs integer)
 returns integer
 language plpgsql
 set search_path from current
@@ -192,8 +190,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_events_to_settle is
-'How many events of locks a fetch is to take that still wants so many jobs; zero: there are none.';
+comment on function _procrastinate_locks_to_settle is
+'How many locks a fetch is to settle that still wants so many jobs; zero: there are no events.';
 
 create function _procrastinate_choose(queue_names text[], heads bigint[], max_jobs integer)
 returns bigint[]
@@ -205,6 +203,15 @@ declare
 begin
     if heads <> '{}' and not _procrastinate_any_ready(queue_names) then
         -- Nothing is ready that would go before them: they start without being made ready first.
+        if queue_names is null
+            and not exists (
+                select from procrastinate_queues as queue where queue.paused_at is not null
+            )
+        then
+            perform _procrastinate_make_ready(heads[max_jobs + 1:]);
+            return heads[:max_jobs];
+        end if;
+
         chosen := array(
             select job.id
             from unnest(heads) with ordinality as head (id, place)
@@ -215,7 +222,7 @@ begin
                     select from procrastinate_queues as queue
                     where queue.queue_name = job.queue_name and queue.paused_at is not null
                 )
-            order by job.priority desc, head.place
+            order by head.place
             limit max_jobs
         );
         perform _procrastinate_make_ready(array(
@@ -236,8 +243,8 @@ $$;
 
 comment on function _procrastinate_choose is
 'Choose up to max_jobs jobs to claim, and hold their rows: of those that are ready, and of the '
-'heads of free locks, which this transaction holds and makes ready unless they are chosen at once. '
-'Returns them in order.';
+'heads of free locks, in order of priority, which this transaction holds and makes ready unless '
+'they are chosen at once. Returns them in order.';
 
 create function _procrastinate_claim(worker_id bigint, job_ids bigint[])
 returns setof procrastinate_fetched_job

@@ -121,7 +121,8 @@ begin
     select
         array_agg(done.ordinal), array_agg(done.id), array_agg(done.status),
         -- What waits again has said so itself (procrastinate_job_waits).
-        array_agg(distinct done.lock) filter (where done.lock is not null and done.status <> 'todo'),
+        array_agg(distinct done.lock collate "C")
+        filter (where done.lock is not null and done.status <> 'todo'),
         array_agg(distinct done.queue_name) filter (where done.lock is not null)
     into ordinals, job_ids, statuses, locks, queue_names
     from done;
@@ -250,8 +251,7 @@ begin
     if locks is null then
         return;
     end if;
-    insert into procrastinate_lock_events (lock)
-    select named.lock from unnest(locks) as named (lock);
+    perform _procrastinate_append_events(locks);
 
     -- Whose turn is next is not decided here: wake whoever is likely to find out and to run it. An
     -- older snapshot does not see who waits by now.

@@ -68,10 +68,21 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    insert into procrastinate_lock_events (lock)
-    select distinct inserted.lock
-    from inserted
-    where inserted.lock is not null and inserted.status = 'todo';
+    -- Asked first: to start the statement costs more than this, and most jobs have no lock.
+    if exists (select from inserted where inserted.lock is not null and inserted.status = 'todo') then
+        insert into procrastinate_lock_events (locks)
+        select array_agg(named.lock order by named.place)
+        from (
+            select
+                inserted.lock collate "C" as lock,
+                row_number() over (order by min(inserted.id)) as place
+            from inserted
+            where inserted.lock is not null and inserted.status = 'todo'
+            group by inserted.lock collate "C"
+        ) as named
+        group by (named.place - 1) / 20
+        order by (named.place - 1) / 20;
+    end if;
 
     -- What is due later than this is told to workers by their heartbeat.
     perform _procrastinate_notify_queue(runnable.queue_name)
@@ -88,8 +99,8 @@ end;
 $$;
 
 comment on function _procrastinate_jobs_inserted is
-'After a statement that inserted jobs: an event for each lock, and one notification for each '
-'queue.';
+'After a statement that inserted jobs: events for their locks, in order of the jobs, and one '
+'notification for each queue.';
 
 create trigger procrastinate_jobs_inserted
 after insert on procrastinate_jobs
@@ -112,7 +123,7 @@ begin
     end if;
 
     if new.lock is not null then
-        insert into procrastinate_lock_events (lock) values (new.lock);
+        insert into procrastinate_lock_events (locks) values (array[new.lock]);
     end if;
     perform _procrastinate_notify_queue(new.queue_name);
     return new;
@@ -144,7 +155,7 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    insert into procrastinate_lock_events (lock) values (old.lock);
+    insert into procrastinate_lock_events (locks) values (array[old.lock]);
 
     -- Whose turn is next is not decided here: wake whoever can find out, and whoever is likely to
     -- run it.

@@ -100,6 +100,7 @@ set search_path from current
 as $$
 declare
     promoted bigint[];
+    locks text[];
 begin
     with due as materialized (
         select job.id, job.lock
@@ -122,12 +123,13 @@ begin
         from turn
         where job.id = any(array[turn.id])
         returning job.id, job.lock
-    ),
-    event as (
-        insert into procrastinate_lock_events (lock)
-        select distinct ready.lock from ready where ready.lock is not null
     )
-    select coalesce(array_agg(ready.id), array[]::bigint[]) into promoted from ready;
+    select
+        coalesce(array_agg(ready.id), array[]::bigint[]),
+        array_agg(distinct ready.lock collate "C") filter (where ready.lock is not null)
+    into promoted, locks
+    from ready;
+    perform _procrastinate_append_events(locks);
     return promoted;
 end;
 $$;

@@ -38,8 +38,8 @@ begin
     return next;
 
     mended := 'locks looked at afresh';
-    insert into procrastinate_lock_events (lock)
-    select distinct job.lock
+    insert into procrastinate_lock_events (locks)
+    select distinct array[job.lock]
     from procrastinate_jobs as job
     where job.lock is not null and job.status in ('todo', 'doing');
     get diagnostics amount = row_count;

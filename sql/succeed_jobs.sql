@@ -113,7 +113,7 @@ begin
     )
     select
         array_agg(done.place::integer),
-        array_agg(distinct done.lock) filter (where done.lock is not null),
+        array_agg(distinct done.lock collate "C") filter (where done.lock is not null),
         array_agg(distinct done.queue_name) filter (where done.lock is not null)
     into places, locks, queue_names
     from done;

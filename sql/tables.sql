@@ -318,7 +318,7 @@ comment on column procrastinate_workers.taken_back_at is
 
 create table procrastinate_lock_events (
     id bigint generated always as identity primary key,
-    lock text not null,
+    locks text[] not null,
     due_at timestamptz,
     tries integer not null default 0
 ) with (
@@ -334,10 +334,10 @@ comment on table procrastinate_lock_events is
 'Locks whose next job may have changed. Whoever changes something only appends here, which never '
 'waits; fetches read it and decide who is next (docs/decisions/0002-locks.md).';
 comment on column procrastinate_lock_events.id is 'Number of the event.';
-comment on column procrastinate_lock_events.lock is 'The lock to look at.';
+comment on column procrastinate_lock_events.locks is 'The locks to look at, some twenty at most.';
 comment on column procrastinate_lock_events.due_at is
 'Not before this time (null: at once): set when somebody held the row of the job.';
-comment on column procrastinate_lock_events.tries is 'How often the row was found held.';
+comment on column procrastinate_lock_events.tries is 'How often the row of the job was found held.';
 
 create table procrastinate_abort_requests (
     job_id bigint not null,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psycopg
@@ -85,7 +85,7 @@ def test_what_is_left_out_means_the_same(conn: psycopg.Connection[Any]):
     """).fetchall()
     assert defaults
     for function, name, default, type_name in defaults:
-        if function in LEFT_OUT or (function, name) == ("defer_job", "args"):  # sent as '{}'
+        if function in LEFT_OUT or (function, name) == ("defer_job", "args"):  # None, as {}
             continue
         ours = inspect.signature(getattr(JobStore, function)).parameters[name].default
         ours = [] if ours == () else ours
@@ -117,6 +117,11 @@ def test_the_interval_style_of_a_server_does_not_matter(store: JobStore, conn: A
     due = store.next_due()
     assert due is not None
     assert timedelta(days=1) < due <= timedelta(days=1, seconds=3)
+
+
+def test_a_job_has_one_schedule(store: JobStore):
+    with pytest.raises(InvalidArgument, match="exclude each other"):
+        store.defer_job("t", scheduled_at=datetime.now(timezone.utc), scheduled_in=1)
 
 
 def test_a_batch_says_which_jobs_were_created(store: JobStore):

@@ -213,7 +213,7 @@ def test_what_a_caller_sets_does_not_reach_into_the_functions(queue: Queue):
         ):
             conn.execute(f"set {setting}".encode())
         conn.execute("create temporary table procrastinate_jobs (task_name text)")
-        conn.execute("create temporary table procrastinate_lock_events (lock text)")
+        conn.execute("create temporary table procrastinate_lock_events (locks text[])")
         conn.execute(
             f'select "{SCHEMA}".procrastinate_defer_job(%s, queue_name => %s, lock => %s)',
             ("back\\slash'", "quo'te\\", "null"),

@@ -248,7 +248,7 @@ select is(
 );
 
 select ok(
-    exists (select from procrastinate_lock_events as event where event.lock = 'a'),
+    exists (select from procrastinate_lock_events as event where 'a' = any(event.locks)),
     'the triggers write for it what it may not write'
 );
 
@@ -284,7 +284,7 @@ from unnest(array[
     'select _procrastinate_notify_queue(''x'')',
     'select setval(''procrastinate_ready_seq'', 1)',
     'select nextval(''procrastinate_jobs_id_seq'')',
-    'insert into procrastinate_lock_events (lock) values (''x'')',
+    'insert into procrastinate_lock_events (locks) values (''{x}'')',
     'create table public.mine ()',
     'create function public.mine() returns void language sql as '''''
 ]) as denied (statement);
@@ -508,7 +508,7 @@ from (
     ('temporary tables', $$
         create temporary table procrastinate_jobs (like public.procrastinate_own_jobs);
         create temporary table procrastinate_tasks (task_name text);
-        create temporary table procrastinate_lock_events (lock text)
+        create temporary table procrastinate_lock_events (locks text[])
     $$),
     ('a temporary sequence', 'create temporary sequence procrastinate_ready_seq'),
     ('a temporary type', 'create type pg_temp.procrastinate_new_job as (id text)')

@@ -63,22 +63,20 @@ def encoded(name: str, value: Any, encode: Callable[[Any], Any]) -> Any:
     return None if value is None else encode(value)
 
 
-# Arguments that are more than their value. A delay, which the SQL functions do not take, is added
-# to the clock of the server: it is the only one that counts.
+# A delay is no argument of the SQL functions. It is added to the clock of the server, the only one
+# that counts: which argument that makes of it, and how.
 _LATER = "clock_timestamp() + %(scheduled_in)s::interval"
-_EXPRESSIONS: Mapping[tuple[str, str], str | None] = {
-    ("defer_job", "args"): "coalesce(%(args)s::jsonb, '{}')",
-    ("defer_job", "scheduled_at"): f"coalesce(%(scheduled_at)s::timestamptz, {_LATER})",
-    ("defer_job", "scheduled_in"): None,
-    ("defer_jobs", "jobs"): f"""(
-        select coalesce(jsonb_agg(
-            case when %(scheduled_in)s::interval is null then job
-            else job || jsonb_build_object('scheduled_at', {_LATER}) end
-            order by place
-        ), '[]')
-        from jsonb_array_elements(%(jobs)s::jsonb) with ordinality as element (job, place)
-    )""",
-    ("defer_jobs", "scheduled_in"): None,
+_WITH_DELAY: Mapping[str, tuple[str, str]] = {
+    "defer_job": ("scheduled_at", _LATER),
+    "defer_jobs": (
+        "jobs",
+        f"""(
+            select coalesce(
+                jsonb_agg(job || jsonb_build_object('scheduled_at', {_LATER}) order by place), '[]'
+            )
+            from jsonb_array_elements(%(jobs)s::jsonb) with ordinality as element (job, place)
+        )""",
+    ),
 }
 
 
@@ -119,8 +117,11 @@ def _statement(
     schema: str | None, function: str, columns: str, arguments: tuple[str, ...]
 ) -> bytes:
     values = {name: f"%({name})s::{_TYPES[name]}" for name in arguments}
-    passed = {name: _EXPRESSIONS.get((function, name), value) for name, value in values.items()}
-    named = ", ".join(f"{name} => {value}" for name, value in passed.items() if value is not None)
+    if "scheduled_in" in values:
+        name, value = _WITH_DELAY[function]
+        values[name] = value
+        del values["scheduled_in"]
+    named = ", ".join(f"{name} => {value}" for name, value in values.items())
     return f"select {columns} from {_prefix(schema)}procrastinate_{function}({named})".encode()
 
 
@@ -164,21 +165,16 @@ def _read_argument(name: str, value: Any) -> Any:
 def _call(function: Callable[P, Answer[T]]) -> Callable[P, Call[T]]:
     """Make a function, which has the parameters of an SQL function, return the call of that."""
     defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
-    always = {
-        name: default
-        for name, default in defaults.items()
-        if (function.__name__, name) in _EXPRESSIONS
-    }
 
     @wraps(function)
     def build(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
         answer = function(*args, **kwargs)  # refuses what it has no parameter for
-        given = {**always, **dict(zip(defaults, args, strict=False)), **kwargs}
+        given = {**dict(zip(defaults, args, strict=False)), **kwargs}
         arguments = {
             name: _read_argument(name, value)
             for name, value in given.items()
             # What is left out takes the default of the SQL function, which is the same.
-            if value is not defaults[name] or name in always
+            if value is not defaults[name]
         }
         return Call(function.__name__, arguments, answer)
 
@@ -237,6 +233,8 @@ def defer_job(
     Raises:
         QueueingLockTaken: A job with this queueing lock waits, and on_conflict is "raise".
     """
+    if scheduled_at is not None and scheduled_in is not None:
+        raise InvalidArgument("scheduled_at and scheduled_in exclude each other")
     return _VALUE
 
 
