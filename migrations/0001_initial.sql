@@ -1716,30 +1716,24 @@ comment on function _procrastinate_append_events is
 '_procrastinate_jobs_inserted.';
 
 create function _procrastinate_settle_locks(max_locks integer)
-returns table (taken integer, readied bigint[], busy boolean)
+returns bigint[]
 language plpgsql
 set search_path from current
 as $$
-declare
-    heads bigint[];
 begin
     if not _procrastinate_has_events() then
-        return query select 0, array[]::bigint[], false;
-        return;
+        return array[]::bigint[];
     end if;
-    select freed.taken, freed.heads, freed.busy into taken, heads, busy
-    from _procrastinate_free_heads(max_locks) as freed;
-    readied := _procrastinate_make_ready(heads);
-    return next;
+    return _procrastinate_make_ready(freed.heads) from _procrastinate_free_heads(max_locks) as freed;
 end;
 $$;
 
 comment on function _procrastinate_settle_locks is
-'Take events of some max_locks locks and bring these in order. Returns how many were taken, the '
-'jobs that became ready, and whether events were left because another session is busy with them.';
+'Take events of up to max_locks locks, if no other session is busy with them, and bring these '
+'locks in order. Returns the jobs that became ready.';
 
 create function _procrastinate_free_heads(max_locks integer)
-returns table (taken integer, heads bigint[], busy boolean)
+returns table (heads bigint[], is_more boolean, busy boolean)
 language plpgsql
 set search_path from current
 as $$
@@ -1750,17 +1744,17 @@ declare
     overtaken_held text[];
     heads_held text[];
 begin
-    taken := 0;
     heads := array[]::bigint[];
+    is_more := false;
     busy := not _procrastinate_become_settler(wait => false);
     if busy then
         return next;
         return;
     end if;
 
-    select event.locks, event.tries, event.taken into locks, tries, taken
+    select event.locks, event.tries, event.is_more into locks, tries, is_more
     from _procrastinate_take_events(max_locks) as event;
-    if taken > 0 then
+    if locks is not null then
         select next_up.heads, next_up.held, next_up.overtaken into heads, heads_held, overtaken
         from _procrastinate_hold_heads(locks) as next_up;
     end if;
@@ -1785,9 +1779,9 @@ end;
 $$;
 
 comment on function _procrastinate_free_heads is
-'Take events of some max_locks locks, and hold the jobs that are next of these and may start now: '
-'the caller makes them ready, or claims them. Returns them in order of priority; also how many locks '
-'the events named, and whether events were left because another session is busy with them.';
+'Take events of up to max_locks locks, and hold the jobs that are next of these and may start now: '
+'the caller makes them ready, or claims them. Returns them in order of priority, whether there are '
+'more events, and whether another session is busy with all of them.';
 
 create function _procrastinate_has_events()
 returns boolean
@@ -1826,7 +1820,7 @@ comment on function _procrastinate_has_events is
 'next ones are to begin.';
 
 create function _procrastinate_take_events(max_locks integer)
-returns table (locks text[], tries integer[], taken integer)
+returns table (locks text[], tries integer[], is_more boolean)
 language plpgsql
 set search_path from current
 as $$
@@ -1834,23 +1828,7 @@ declare
     crowded constant boolean := _procrastinate_is_crowded('events');
     first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
-    fresh constant bigint[] := array(
-        select event.id
-        from (
-            select
-                event.id,
-                sum(cardinality(event.locks)) over (order by event.id)
-                - cardinality(event.locks) as locks_before
-            from (
-                select * from procrastinate_lock_events as event
-                where event.id >= first_id and event.due_at is null
-                order by event.id
-                limit max_locks
-            ) as event
-        ) as event
-        where event.locks_before < max_locks
-        order by event.id
-    );
+    fresh bigint[];
     put_off constant bigint[] := array(
         select event.id
         from procrastinate_lock_events as event
@@ -1859,7 +1837,25 @@ declare
         limit max_locks
     );
 begin
-    if crowded and fresh <> '{}' then
+    -- As many as fit, and one at least.
+    select
+        array_agg(event.id order by event.id) filter (where event.fits),
+        coalesce(not bool_and(event.fits) or count(*) = max_locks, false)
+        or cardinality(put_off) = max_locks
+    into fresh, is_more
+    from (
+        select
+            event.id,
+            sum(cardinality(event.locks)) over (order by event.id)
+            <= greatest(max_locks, cardinality(event.locks)) as fits
+        from (
+            select * from procrastinate_lock_events as event
+            where event.id >= first_id and event.due_at is null
+            order by event.id
+            limit max_locks
+        ) as event
+    ) as event;
+    if crowded and fresh is not null then
         perform _procrastinate_set_floor('events', fresh[cardinality(fresh)]);
     end if;
 
@@ -1879,20 +1875,15 @@ begin
         cross join unnest(event.locks) with ordinality as named (lock, place)
         group by named.lock collate "C"
     )
-    select
-        array_agg(named.lock order by named.first_id, named.first_place),
-        array_agg(named.tries order by named.first_id, named.first_place),
-        (select sum(cardinality(event.locks)) from event)
-    into locks, tries, taken
-    from named;
-    taken := coalesce(taken, 0);
+    select array_agg(named.lock), array_agg(named.tries) into locks, tries
+    from (select * from named order by named.first_id, named.first_place) as named;
     return next;
 end;
 $$;
 
 comment on function _procrastinate_take_events is
-'Take events until they name max_locks locks, and as many again that were put off. Returns the '
-'locks, each once, in order, and how many were named.';
+'Take events of up to max_locks locks, and as many again that were put off. Returns the locks '
+'(null: none), each once, in order, and whether there are more.';
 
 create function _procrastinate_unready(overtaken text[])
 returns text[]
@@ -2422,7 +2413,7 @@ comment on function _procrastinate_peek is
 'The first ready jobs of some queues, from the floor on of those that are crowded, without taking '
 'their rows.';
 
-create function _procrastinate_peek_all(from_floors boolean)
+create function _procrastinate_peek_all(from_floors boolean, max_jobs integer)
 returns bigint[]
 language plpgsql
 set search_path from current
@@ -2434,7 +2425,7 @@ begin
             from procrastinate_jobs as job
             where job.ready_seq + 0 is not null
             order by job.priority desc, job.ready_seq
-            limit 1
+            limit max_jobs
         );
     end if;
     return array(
@@ -2453,18 +2444,18 @@ begin
                 and job.ready_seq >= level.floor
                 and job.ready_seq + 0 is not null
             order by job.ready_seq
-            limit 1
+            limit max_jobs
         ) as ready
-        limit 1
+        limit max_jobs
     );
 end;
 $$;
 
 comment on function _procrastinate_peek_all is
-'The first ready job of any queue, from the start or from the floors on, without taking its row.';
+'The first ready jobs of any queue, from the start or from the floors on, without taking their rows.';
 
-create function _procrastinate_any_ready(queue_names text[])
-returns boolean
+create function _procrastinate_count_ready(queue_names text[], up_to integer)
+returns integer
 language plpgsql
 set search_path from current
 as $$
@@ -2484,22 +2475,24 @@ declare
         else 'procrastinate_jobs_ready_idx'
     end;
     before constant bigint := _procrastinate_effort(index);
-    first constant bigint[] := case
-        when queue_names is null then _procrastinate_peek_all(crowded <> '{}')
-        else _procrastinate_peek(others, crowded, array[]::bigint[], 1)
+    ready constant bigint[] := case
+        when queue_names is null then _procrastinate_peek_all(crowded <> '{}', up_to)
+        else _procrastinate_peek(others, crowded, array[]::bigint[], up_to)
     end;
-    effort constant bigint := _procrastinate_effort(index) - before - 3 * cardinality(keys);
+    effort constant bigint := _procrastinate_effort(index) - before
+        - 3 * cardinality(keys) - up_to / 50;
 begin
     if effort > 0 then
-        perform _procrastinate_note_floors(others, first, 1, newest, effort);
+        perform _procrastinate_note_floors(others, ready[:1], 1, newest, effort);
     end if;
-    return first <> '{}';
+    return cardinality(ready);
 end;
 $$;
 
-comment on function _procrastinate_any_ready is
-'Is some job of these queues (null: all) ready, whoever holds its row? A look from the start that '
-'had to pass many entries notes floors, so that the claim of this fetch need not look so as well.';
+comment on function _procrastinate_count_ready is
+'How many jobs of these queues (null: all) are ready, whoever holds their rows? Counted no further '
+'than asked for. A look from the start that had to pass many entries notes floors, so that the claim '
+'of this fetch need not look so as well.';
 
 create function _procrastinate_note_floors(
     queue_names text[],
@@ -2632,10 +2625,11 @@ as $$
 declare
     batch constant integer := least(greatest(max_jobs, 100), 1000);
     claimed integer := 0;
+    least_locks integer := 10;
     round integer;
     promoted bigint[];
     locks integer;
-    taken integer;
+    is_more boolean;
     heads bigint[];
     chosen bigint[];
     busy boolean;
@@ -2646,12 +2640,14 @@ begin
 
     loop
         promoted := _procrastinate_promote_due(batch);
-        locks := _procrastinate_locks_to_settle(queue_names, max_jobs - claimed);
-        taken := 0;
+        locks := _procrastinate_locks_to_settle(
+            queue_names, greatest(max_jobs - claimed, least_locks)
+        );
         heads := '{}';
+        is_more := false;
         busy := false;
         if locks > 0 then
-            select freed.heads, freed.taken, freed.busy into heads, taken, busy
+            select freed.heads, freed.is_more, freed.busy into heads, is_more, busy
             from _procrastinate_free_heads(locks) as freed;
         end if;
 
@@ -2675,7 +2671,9 @@ begin
             waits_left := waits_left - 1;
             perform pg_sleep(0.005);
         else
-            exit when cardinality(promoted) < batch and (locks = 0 or taken < locks);
+            exit when cardinality(promoted) < batch and not is_more;
+            -- Most of them were of jobs without a successor, then: the next ones may be too.
+            least_locks := least(least_locks * 2, 1000);
         end if;
     end loop;
 
@@ -2795,10 +2793,9 @@ begin
         return 0;
     end if;
     -- Heads that cannot be claimed at once have to be made ready, one more version of their row:
-    -- so as many as are wanted, and few while there are ready jobs to claim anyway.
+    -- so as many as are wanted beside the ready jobs, and few if there are enough of those.
     return least(greatest(
-        case when _procrastinate_any_ready(queue_names) then max_jobs / 5 else max_jobs end,
-        20
+        max_jobs - _procrastinate_count_ready(queue_names, max_jobs - max_jobs / 5), 20
     ), 1000);
 end;
 $$;
@@ -2812,45 +2809,34 @@ language plpgsql
 set search_path from current
 as $$
 declare
+    ready integer;
     chosen bigint[];
+    picked bigint[];
 begin
-    if heads <> '{}' and not _procrastinate_any_ready(queue_names) then
-        -- Nothing is ready that would go before them: they start without being made ready first.
-        if queue_names is null
-            and not exists (
-                select from procrastinate_queues as queue where queue.paused_at is not null
-            )
-        then
-            perform _procrastinate_make_ready(heads[max_jobs + 1:]);
-            return heads[:max_jobs];
-        end if;
+    if heads <> '{}' then
+        ready := _procrastinate_count_ready(
+            queue_names, greatest(max_jobs - cardinality(heads), 0) + 1
+        );
+    end if;
+    if heads = '{}' or ready > max_jobs - cardinality(heads) and ready > 0 then
+        perform _procrastinate_make_ready(heads);
+        return _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs);
+    end if;
 
+    -- All that is ready can be claimed too: the heads start without being made ready first.
+    chosen := _procrastinate_heads_of(queue_names, heads, max_jobs);
+    if ready > 0 and cardinality(chosen) < max_jobs then
+        picked := _procrastinate_pick(
+            _procrastinate_without_paused(queue_names), max_jobs - cardinality(chosen)
+        );
         chosen := array(
             select job.id
-            from unnest(heads) with ordinality as head (id, place)
-            inner join procrastinate_jobs as job on job.id = any(array[head.id])
-            where
-                (queue_names is null or job.queue_name = any(queue_names))
-                and not exists (
-                    select from procrastinate_queues as queue
-                    where queue.queue_name = job.queue_name and queue.paused_at is not null
-                )
-            order by head.place
-            limit max_jobs
+            from unnest(picked || chosen) with ordinality as one (id, place)
+            inner join procrastinate_jobs as job on job.id = any(array[one.id])
+            order by job.priority desc, one.place
         );
-        perform _procrastinate_make_ready(array(
-            select head.id
-            from unnest(heads) with ordinality as head (id, place)
-            where head.id <> all(chosen)
-            order by head.place
-        ));
-        return chosen;
     end if;
-
-    if heads <> '{}' then
-        perform _procrastinate_make_ready(heads);
-    end if;
-    return _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs);
+    return chosen;
 end;
 $$;
 
@@ -2858,6 +2844,50 @@ comment on function _procrastinate_choose is
 'Choose up to max_jobs jobs to claim, and hold their rows: of those that are ready, and of the '
 'heads of free locks, in order of priority, which this transaction holds and makes ready unless '
 'they are chosen at once. Returns them in order.';
+
+create function _procrastinate_heads_of(queue_names text[], heads bigint[], max_jobs integer)
+returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    chosen bigint[];
+begin
+    if queue_names is null
+        and not exists (
+            select from procrastinate_queues as queue where queue.paused_at is not null
+        )
+    then
+        perform _procrastinate_make_ready(heads[max_jobs + 1:]);
+        return heads[:max_jobs];
+    end if;
+
+    chosen := array(
+        select job.id
+        from unnest(heads) with ordinality as head (id, place)
+        inner join procrastinate_jobs as job on job.id = any(array[head.id])
+        where
+            (queue_names is null or job.queue_name = any(queue_names))
+            and not exists (
+                select from procrastinate_queues as queue
+                where queue.queue_name = job.queue_name and queue.paused_at is not null
+            )
+        order by head.place
+        limit max_jobs
+    );
+    perform _procrastinate_make_ready(array(
+        select head.id
+        from unnest(heads) with ordinality as head (id, place)
+        where head.id <> all(chosen)
+        order by head.place
+    ));
+    return chosen;
+end;
+$$;
+
+comment on function _procrastinate_heads_of is
+'Choose up to max_jobs of the heads, in their order, that are in these queues (null: all) and not '
+'paused; make the others ready.';
 
 create function _procrastinate_claim(worker_id bigint, job_ids bigint[])
 returns setof procrastinate_fetched_job
@@ -3975,7 +4005,7 @@ declare
     -- A variable: in a condition on the table the volatile call would be made for each of its rows.
     ready_ids bigint[] := _procrastinate_promote_due(1000);
 begin
-    ready_ids := ready_ids || settled.readied from _procrastinate_settle_locks(1000) as settled;
+    ready_ids := ready_ids || _procrastinate_settle_locks(1000);
     perform _procrastinate_notify_waiting(ready_ids);
 end;
 $$;

@@ -19,10 +19,11 @@ as $$
 declare
     batch constant integer := least(greatest(max_jobs, 100), 1000);
     claimed integer := 0;
+    least_locks integer := 10;
     round integer;
     promoted bigint[];
     locks integer;
-    taken integer;
+    is_more boolean;
     heads bigint[];
     chosen bigint[];
     busy boolean;
@@ -33,12 +34,14 @@ begin
 
     loop
         promoted := _procrastinate_promote_due(batch);
-        locks := _procrastinate_locks_to_settle(queue_names, max_jobs - claimed);
-        taken := 0;
+        locks := _procrastinate_locks_to_settle(
+            queue_names, greatest(max_jobs - claimed, least_locks)
+        );
         heads := '{}';
+        is_more := false;
         busy := false;
         if locks > 0 then
-            select freed.heads, freed.taken, freed.busy into heads, taken, busy
+            select freed.heads, freed.is_more, freed.busy into heads, is_more, busy
             from _procrastinate_free_heads(locks) as freed;
         end if;
 
@@ -62,7 +65,9 @@ begin
             waits_left := waits_left - 1;
             perform pg_sleep(0.005);
         else
-            exit when cardinality(promoted) < batch and (locks = 0 or taken < locks);
+            exit when cardinality(promoted) < batch and not is_more;
+            -- Most of them were of jobs without a successor, then: the next ones may be too.
+            least_locks := least(least_locks * 2, 1000);
         end if;
     end loop;
 
@@ -182,10 +187,9 @@ begin
         return 0;
     end if;
     -- Heads that cannot be claimed at once have to be made ready, one more version of their row:
-    -- so as many as are wanted, and few while there are ready jobs to claim anyway.
+    -- so as many as are wanted beside the ready jobs, and few if there are enough of those.
     return least(greatest(
-        case when _procrastinate_any_ready(queue_names) then max_jobs / 5 else max_jobs end,
-        20
+        max_jobs - _procrastinate_count_ready(queue_names, max_jobs - max_jobs / 5), 20
     ), 1000);
 end;
 $$;
@@ -199,45 +203,34 @@ language plpgsql
 set search_path from current
 as $$
 declare
+    ready integer;
     chosen bigint[];
+    picked bigint[];
 begin
-    if heads <> '{}' and not _procrastinate_any_ready(queue_names) then
-        -- Nothing is ready that would go before them: they start without being made ready first.
-        if queue_names is null
-            and not exists (
-                select from procrastinate_queues as queue where queue.paused_at is not null
-            )
-        then
-            perform _procrastinate_make_ready(heads[max_jobs + 1:]);
-            return heads[:max_jobs];
-        end if;
+    if heads <> '{}' then
+        ready := _procrastinate_count_ready(
+            queue_names, greatest(max_jobs - cardinality(heads), 0) + 1
+        );
+    end if;
+    if heads = '{}' or ready > max_jobs - cardinality(heads) and ready > 0 then
+        perform _procrastinate_make_ready(heads);
+        return _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs);
+    end if;
 
+    -- All that is ready can be claimed too: the heads start without being made ready first.
+    chosen := _procrastinate_heads_of(queue_names, heads, max_jobs);
+    if ready > 0 and cardinality(chosen) < max_jobs then
+        picked := _procrastinate_pick(
+            _procrastinate_without_paused(queue_names), max_jobs - cardinality(chosen)
+        );
         chosen := array(
             select job.id
-            from unnest(heads) with ordinality as head (id, place)
-            inner join procrastinate_jobs as job on job.id = any(array[head.id])
-            where
-                (queue_names is null or job.queue_name = any(queue_names))
-                and not exists (
-                    select from procrastinate_queues as queue
-                    where queue.queue_name = job.queue_name and queue.paused_at is not null
-                )
-            order by head.place
-            limit max_jobs
+            from unnest(picked || chosen) with ordinality as one (id, place)
+            inner join procrastinate_jobs as job on job.id = any(array[one.id])
+            order by job.priority desc, one.place
         );
-        perform _procrastinate_make_ready(array(
-            select head.id
-            from unnest(heads) with ordinality as head (id, place)
-            where head.id <> all(chosen)
-            order by head.place
-        ));
-        return chosen;
     end if;
-
-    if heads <> '{}' then
-        perform _procrastinate_make_ready(heads);
-    end if;
-    return _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs);
+    return chosen;
 end;
 $$;
 
@@ -245,6 +238,50 @@ comment on function _procrastinate_choose is
 'Choose up to max_jobs jobs to claim, and hold their rows: of those that are ready, and of the '
 'heads of free locks, in order of priority, which this transaction holds and makes ready unless '
 'they are chosen at once. Returns them in order.';
+
+create function _procrastinate_heads_of(queue_names text[], heads bigint[], max_jobs integer)
+returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    chosen bigint[];
+begin
+    if queue_names is null
+        and not exists (
+            select from procrastinate_queues as queue where queue.paused_at is not null
+        )
+    then
+        perform _procrastinate_make_ready(heads[max_jobs + 1:]);
+        return heads[:max_jobs];
+    end if;
+
+    chosen := array(
+        select job.id
+        from unnest(heads) with ordinality as head (id, place)
+        inner join procrastinate_jobs as job on job.id = any(array[head.id])
+        where
+            (queue_names is null or job.queue_name = any(queue_names))
+            and not exists (
+                select from procrastinate_queues as queue
+                where queue.queue_name = job.queue_name and queue.paused_at is not null
+            )
+        order by head.place
+        limit max_jobs
+    );
+    perform _procrastinate_make_ready(array(
+        select head.id
+        from unnest(heads) with ordinality as head (id, place)
+        where head.id <> all(chosen)
+        order by head.place
+    ));
+    return chosen;
+end;
+$$;
+
+comment on function _procrastinate_heads_of is
+'Choose up to max_jobs of the heads, in their order, that are in these queues (null: all) and not '
+'paused; make the others ready.';
 
 create function _procrastinate_claim(worker_id bigint, job_ids bigint[])
 returns setof procrastinate_fetched_job

@@ -119,7 +119,7 @@ declare
     -- A variable: in a condition on the table the volatile call would be made for each of its rows.
     ready_ids bigint[] := _procrastinate_promote_due(1000);
 begin
-    ready_ids := ready_ids || settled.readied from _procrastinate_settle_locks(1000) as settled;
+    ready_ids := ready_ids || _procrastinate_settle_locks(1000);
     perform _procrastinate_notify_waiting(ready_ids);
 end;
 $$;

@@ -231,7 +231,7 @@ comment on function _procrastinate_peek is
 'The first ready jobs of some queues, from the floor on of those that are crowded, without taking '
 'their rows.';
 
-create function _procrastinate_peek_all(from_floors boolean)
+create function _procrastinate_peek_all(from_floors boolean, max_jobs integer)
 returns bigint[]
 language plpgsql
 set search_path from current
@@ -243,7 +243,7 @@ begin
             from procrastinate_jobs as job
             where job.ready_seq + 0 is not null
             order by job.priority desc, job.ready_seq
-            limit 1
+            limit max_jobs
         );
     end if;
     return array(
@@ -262,18 +262,18 @@ begin
                 and job.ready_seq >= level.floor
                 and job.ready_seq + 0 is not null
             order by job.ready_seq
-            limit 1
+            limit max_jobs
         ) as ready
-        limit 1
+        limit max_jobs
     );
 end;
 $$;
 
 comment on function _procrastinate_peek_all is
-'The first ready job of any queue, from the start or from the floors on, without taking its row.';
+'The first ready jobs of any queue, from the start or from the floors on, without taking their rows.';
 
-create function _procrastinate_any_ready(queue_names text[])
-returns boolean
+create function _procrastinate_count_ready(queue_names text[], up_to integer)
+returns integer
 language plpgsql
 set search_path from current
 as $$
@@ -293,22 +293,24 @@ declare
         else 'procrastinate_jobs_ready_idx'
     end;
     before constant bigint := _procrastinate_effort(index);
-    first constant bigint[] := case
-        when queue_names is null then _procrastinate_peek_all(crowded <> '{}')
-        else _procrastinate_peek(others, crowded, array[]::bigint[], 1)
+    ready constant bigint[] := case
+        when queue_names is null then _procrastinate_peek_all(crowded <> '{}', up_to)
+        else _procrastinate_peek(others, crowded, array[]::bigint[], up_to)
     end;
-    effort constant bigint := _procrastinate_effort(index) - before - 3 * cardinality(keys);
+    effort constant bigint := _procrastinate_effort(index) - before
+        - 3 * cardinality(keys) - up_to / 50;
 begin
     if effort > 0 then
-        perform _procrastinate_note_floors(others, first, 1, newest, effort);
+        perform _procrastinate_note_floors(others, ready[:1], 1, newest, effort);
     end if;
-    return first <> '{}';
+    return cardinality(ready);
 end;
 $$;
 
-comment on function _procrastinate_any_ready is
-'Is some job of these queues (null: all) ready, whoever holds its row? A look from the start that '
-'had to pass many entries notes floors, so that the claim of this fetch need not look so as well.';
+comment on function _procrastinate_count_ready is
+'How many jobs of these queues (null: all) are ready, whoever holds their rows? Counted no further '
+'than asked for. A look from the start that had to pass many entries notes floors, so that the claim '
+'of this fetch need not look so as well.';
 
 create function _procrastinate_note_floors(
     queue_names text[],

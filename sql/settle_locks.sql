@@ -26,30 +26,24 @@ comment on function _procrastinate_append_events is
 '_procrastinate_jobs_inserted.';
 
 create function _procrastinate_settle_locks(max_locks integer)
-returns table (taken integer, readied bigint[], busy boolean)
+returns bigint[]
 language plpgsql
 set search_path from current
 as $$
-declare
-    heads bigint[];
 begin
     if not _procrastinate_has_events() then
-        return query select 0, array[]::bigint[], false;
-        return;
+        return array[]::bigint[];
     end if;
-    select freed.taken, freed.heads, freed.busy into taken, heads, busy
-    from _procrastinate_free_heads(max_locks) as freed;
-    readied := _procrastinate_make_ready(heads);
-    return next;
+    return _procrastinate_make_ready(freed.heads) from _procrastinate_free_heads(max_locks) as freed;
 end;
 $$;
 
 comment on function _procrastinate_settle_locks is
-'Take events of some max_locks locks and bring these in order. Returns how many were taken, the '
-'jobs that became ready, and whether events were left because another session is busy with them.';
+'Take events of up to max_locks locks, if no other session is busy with them, and bring these '
+'locks in order. Returns the jobs that became ready.';
 
 create function _procrastinate_free_heads(max_locks integer)
-returns table (taken integer, heads bigint[], busy boolean)
+returns table (heads bigint[], is_more boolean, busy boolean)
 language plpgsql
 set search_path from current
 as $$
@@ -60,17 +54,17 @@ declare
     overtaken_held text[];
     heads_held text[];
 begin
-    taken := 0;
     heads := array[]::bigint[];
+    is_more := false;
     busy := not _procrastinate_become_settler(wait => false);
     if busy then
         return next;
         return;
     end if;
 
-    select event.locks, event.tries, event.taken into locks, tries, taken
+    select event.locks, event.tries, event.is_more into locks, tries, is_more
     from _procrastinate_take_events(max_locks) as event;
-    if taken > 0 then
+    if locks is not null then
         select next_up.heads, next_up.held, next_up.overtaken into heads, heads_held, overtaken
         from _procrastinate_hold_heads(locks) as next_up;
     end if;
@@ -95,9 +89,9 @@ end;
 $$;
 
 comment on function _procrastinate_free_heads is
-'Take events of some max_locks locks, and hold the jobs that are next of these and may start now: '
-'the caller makes them ready, or claims them. Returns them in order of priority; also how many locks '
-'the events named, and whether events were left because another session is busy with them.';
+'Take events of up to max_locks locks, and hold the jobs that are next of these and may start now: '
+'the caller makes them ready, or claims them. Returns them in order of priority, whether there are '
+'more events, and whether another session is busy with all of them.';
 
 create function _procrastinate_has_events()
 returns boolean
@@ -136,7 +130,7 @@ comment on function _procrastinate_has_events is
 'next ones are to begin.';
 
 create function _procrastinate_take_events(max_locks integer)
-returns table (locks text[], tries integer[], taken integer)
+returns table (locks text[], tries integer[], is_more boolean)
 language plpgsql
 set search_path from current
 as $$
@@ -144,23 +138,7 @@ declare
     crowded constant boolean := _procrastinate_is_crowded('events');
     first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
-    fresh constant bigint[] := array(
-        select event.id
-        from (
-            select
-                event.id,
-                sum(cardinality(event.locks)) over (order by event.id)
-                - cardinality(event.locks) as locks_before
-            from (
-                select * from procrastinate_lock_events as event
-                where event.id >= first_id and event.due_at is null
-                order by event.id
-                limit max_locks
-            ) as event
-        ) as event
-        where event.locks_before < max_locks
-        order by event.id
-    );
+    fresh bigint[];
     put_off constant bigint[] := array(
         select event.id
         from procrastinate_lock_events as event
@@ -169,7 +147,25 @@ declare
         limit max_locks
     );
 begin
-    if crowded and fresh <> '{}' then
+    -- As many as fit, and one at least.
+    select
+        array_agg(event.id order by event.id) filter (where event.fits),
+        coalesce(not bool_and(event.fits) or count(*) = max_locks, false)
+        or cardinality(put_off) = max_locks
+    into fresh, is_more
+    from (
+        select
+            event.id,
+            sum(cardinality(event.locks)) over (order by event.id)
+            <= greatest(max_locks, cardinality(event.locks)) as fits
+        from (
+            select * from procrastinate_lock_events as event
+            where event.id >= first_id and event.due_at is null
+            order by event.id
+            limit max_locks
+        ) as event
+    ) as event;
+    if crowded and fresh is not null then
         perform _procrastinate_set_floor('events', fresh[cardinality(fresh)]);
     end if;
 
@@ -189,20 +185,15 @@ begin
         cross join unnest(event.locks) with ordinality as named (lock, place)
         group by named.lock collate "C"
     )
-    select
-        array_agg(named.lock order by named.first_id, named.first_place),
-        array_agg(named.tries order by named.first_id, named.first_place),
-        (select sum(cardinality(event.locks)) from event)
-    into locks, tries, taken
-    from named;
-    taken := coalesce(taken, 0);
+    select array_agg(named.lock), array_agg(named.tries) into locks, tries
+    from (select * from named order by named.first_id, named.first_place) as named;
     return next;
 end;
 $$;
 
 comment on function _procrastinate_take_events is
-'Take events until they name max_locks locks, and as many again that were put off. Returns the '
-'locks, each once, in order, and how many were named.';
+'Take events of up to max_locks locks, and as many again that were put off. Returns the locks '
+'(null: none), each once, in order, and whether there are more.';
 
 create function _procrastinate_unready(overtaken text[])
 returns text[]

@@ -18,10 +18,10 @@ on procrastinate_jobs (lock)
 where lock is not null and status = 'doing';
 
 create or replace function _procrastinate_free_heads(max_locks integer)
-returns table (taken integer, heads bigint[], busy boolean)
+returns table (heads bigint[], is_more boolean, busy boolean)
 language sql
 set search_path from current
-as $$ select 0, array[]::bigint[], false where max_locks > 0 $$;
+as $$ select array[]::bigint[], false, false where max_locks > 0 $$;
 
 -- So that the triggers below see all that the queue does.
 create or replace function _procrastinate_act(acts boolean)

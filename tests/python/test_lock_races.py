@@ -632,8 +632,9 @@ def test_a_retry_after_the_events_were_taken_goes_first(
 def test_a_more_urgent_job_comes_after_the_head_was_made_ready(
     conn: Connection, worker: Worker, other: Worker
 ) -> None:
-    ready, low = defer(conn), defer(conn, "a")
-    with paused(conn, HEAD_MADE_READY, worker.conn, worker.fetch, 10) as fetch:
+    # It is made ready since there are more than are wanted.
+    ready, low = defer(conn, priority=-1), defer(conn, "a")
+    with paused(conn, HEAD_MADE_READY, worker.conn, worker.fetch, 1) as fetch:
         high = defer(conn, "a", priority=9)
     assert fetch.result() == [ready]
     worker.finish(ready)
@@ -645,11 +646,11 @@ def test_a_more_urgent_job_comes_after_the_head_was_made_ready(
 def test_a_queue_that_is_paused_after_its_head_was_made_ready(
     conn: Connection, worker: Worker, other: Worker
 ) -> None:
-    defer(conn, queue_name="other")
+    ready = defer(conn, queue_name="other", priority=-1)
     head, following = defer(conn, "a"), defer(conn, "a")
-    with paused(conn, HEAD_MADE_READY, worker.conn, worker.fetch, 10) as fetch:
+    with paused(conn, HEAD_MADE_READY, worker.conn, worker.fetch, 1) as fetch:
         conn.execute("select procrastinate_pause_queue('default')")
-    (ready,) = fetch.result()
+    assert fetch.result() == [ready]
     worker.finish(ready)
     assert other.fetch(10) == []
     conn.execute("select procrastinate_resume_queue('default')")

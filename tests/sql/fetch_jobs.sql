@@ -1,7 +1,7 @@
 -- A worker claims what it is to run now: by priority, then first come first served.
 begin;
 \ir support/arrange.sql
-select plan(36);
+select plan(39);
 
 select is(pg_temp.fetch(10), '', 'an empty queue gives no row');
 
@@ -181,6 +181,40 @@ select pg_temp.finish('ready');
 select is(
     pg_temp.fetch(2, array['default']), 'free next',
     'a job whose lock was released comes in the same fetch as one that was ready'
+);
+
+-- Heads of locks that are fetched beside ready jobs.
+
+create function pg_temp.arrange_six()
+returns void
+language sql
+as $$
+    delete from procrastinate_jobs;
+    select procrastinate_defer_job('ready'), procrastinate_defer_job('ready urgent', priority => 9);
+    select procrastinate_defer_job('head', lock => 'h'), procrastinate_defer_job('follows', lock => 'h');
+    select procrastinate_defer_job('head urgent', lock => 'u', priority => 5);
+    select procrastinate_defer_job('head elsewhere', lock => 'e', queue_name => 'mail', priority => 7);
+$$;
+
+select pg_temp.arrange_six();
+
+select is(
+    pg_temp.fetch(10), 'ready urgent head elsewhere head urgent ready head',
+    'they are claimed together, the more urgent first'
+);
+
+select pg_temp.arrange_six();
+
+select is(
+    pg_temp.fetch(3), 'ready urgent head elsewhere head urgent',
+    'if there are more than are wanted, the most urgent are'
+);
+
+select pg_temp.arrange_six();
+
+select is(
+    pg_temp.fetch(10, array['default']), 'ready urgent head urgent ready head',
+    'those in other queues stay'
 );
 
 -- Who may fetch, and how.
