@@ -2452,7 +2452,8 @@ end;
 $$;
 
 comment on function _procrastinate_peek_all is
-'The first ready jobs of any queue, from the start or from the floors on, without taking their rows.';
+'The first ready jobs of any queue, from the start or from the floors on, without taking their '
+'rows.';
 
 create function _procrastinate_count_ready(queue_names text[], up_to integer)
 returns integer
@@ -2491,8 +2492,8 @@ $$;
 
 comment on function _procrastinate_count_ready is
 'How many jobs of these queues (null: all) are ready, whoever holds their rows? Counted no further '
-'than asked for. A look from the start that had to pass many entries notes floors, so that the claim '
-'of this fetch need not look so as well.';
+'than asked for. A look from the start that had to pass many entries notes floors, so that the '
+'claim of this fetch need not look so as well.';
 
 create function _procrastinate_note_floors(
     queue_names text[],

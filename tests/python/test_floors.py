@@ -11,9 +11,10 @@ QUEUES = [None, ["default"], ["default", "other"]]
 
 def run_through(conn: Connection, worker: Worker, lock: str | None = None) -> None:
     """Leave many dead entries behind: a snapshot must be held."""
+    # One by one, for as many events if they have locks.
     conn.execute(
-        "insert into procrastinate_jobs (task_name, lock)"
-        " select 't', %s || number from generate_series(1, %s) as number",
+        "select procrastinate_defer_job('t', lock => %s || number)"
+        " from generate_series(1, %s) as number",
         (lock, RUN_THROUGH),
     )
     left = RUN_THROUGH

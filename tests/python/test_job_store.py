@@ -85,7 +85,7 @@ def test_what_is_left_out_means_the_same(conn: psycopg.Connection[Any]):
     """).fetchall()
     assert defaults
     for function, name, default, type_name in defaults:
-        if function in LEFT_OUT or (function, name) == ("defer_job", "args"):  # None, as {}
+        if function in LEFT_OUT or (function, name) == ("defer_job", "args"):  # sent as {}
             continue
         ours = inspect.signature(getattr(JobStore, function)).parameters[name].default
         ours = [] if ours == () else ours

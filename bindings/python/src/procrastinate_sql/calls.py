@@ -149,7 +149,7 @@ def as_timedelta(duration: Duration | None) -> timedelta | None:
 
 def _read_argument(name: str, value: Any) -> Any:
     if value is None:
-        return None
+        return {} if name == "args" else None
     if _TYPES[name] == "interval":
         return as_timedelta(value)
     if _TYPES[name].endswith("[]"):
@@ -165,16 +165,18 @@ def _read_argument(name: str, value: Any) -> Any:
 def _call(function: Callable[P, Answer[T]]) -> Callable[P, Call[T]]:
     """Make a function, which has the parameters of an SQL function, return the call of that."""
     defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
+    # Also where they are left out, since an empty object may have to be encoded.
+    always: dict[str, Any] = {"args": {}} if "args" in defaults else {}
 
     @wraps(function)
     def build(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
         answer = function(*args, **kwargs)  # refuses what it has no parameter for
-        given = {**dict(zip(defaults, args, strict=False)), **kwargs}
+        given = {**always, **dict(zip(defaults, args, strict=False)), **kwargs}
         arguments = {
             name: _read_argument(name, value)
             for name, value in given.items()
             # What is left out takes the default of the SQL function, which is the same.
-            if value is not defaults[name]
+            if value is not defaults[name] or name in always
         }
         return Call(function.__name__, arguments, answer)
 
