@@ -824,7 +824,9 @@ set search_path from current
 as $$
 begin
     -- Asked first: to start the statement costs more than this, and most jobs have no lock.
-    if exists (select from inserted where inserted.lock is not null and inserted.status = 'todo') then
+    if exists (
+        select from inserted where inserted.lock is not null and inserted.status = 'todo'
+    ) then
         insert into procrastinate_lock_events (locks)
         select array_agg(named.lock order by named.place)
         from (
@@ -1533,10 +1535,10 @@ comment on function _procrastinate_refuse_jobs is
 --
 -- A snapshot that is held open (a report, pg_dump, a forgotten begin) keeps the index entries of
 -- all jobs that have been claimed since, and each look from the start of the index passes them.
--- So a look that had to pass many notes how far it came, its floor, and for a moment, up to a
--- second, others begin there. Else everybody looks from the start: a floor is a hint, and what
--- lies below it (a producer that committed late, a claim rolled back) is found by the next such
--- look (docs/decisions/0006-floors.md).
+-- So a look that had to pass many notes how far it came, its floor, and for a second or so others
+-- begin there; then one of them looks from the start again. Else everybody does: a floor is a hint,
+-- and what lies below it (a producer that committed late, a claim rolled back) is found by the next
+-- such look (docs/decisions/0006-floors.md).
 --
 -- Floors live in sequences, since a row would itself leave a dead version for each change. There is
 -- a fixed number: each holds 20 bits of the hash of what it is the floor of, and 43 bits of floor.
@@ -1633,6 +1635,53 @@ $$;
 comment on function _procrastinate_is_crowded is
 'Is this an index, or a part of one, that is looked through from its floor at present?';
 
+create function _procrastinate_begins_at_floor(key text)
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+declare
+    until constant bigint := _procrastinate_floor('until ' || key);
+    -- In milliseconds.
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
+begin
+    if until <= 1 then
+        return false;
+    elsif until > this_moment then
+        return true;
+    end if;
+    perform _procrastinate_set_floor('until ' || key, this_moment + 1000);
+    return null;
+end;
+$$;
+
+comment on function _procrastinate_begins_at_floor is
+'Is the look that follows to begin at the floor? False: at the start, as that of everybody. Null: '
+'at the start, while others go on at the floor for a moment; it must be noted what it took '
+'(_procrastinate_note_effort).';
+
+create function _procrastinate_part_by_floor(keys text[])
+returns table (at_floor text[], at_start text[], is_due boolean)
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        coalesce(array_agg(named.key) filter (where named.begins_at_floor), '{}'),
+        coalesce(array_agg(named.key) filter (where named.begins_at_floor is not true), '{}'),
+        coalesce(bool_or(named.begins_at_floor is null), false)
+    from (
+        select given.key, _procrastinate_begins_at_floor(given.key) as begins_at_floor
+        from (select distinct unnest(keys) as key) as given
+    ) as named;
+end;
+$$;
+
+comment on function _procrastinate_part_by_floor is
+'Which of these are looked through from their floors by the look that follows, and which from the '
+'start (as _procrastinate_begins_at_floor says)? With is_due, it must be noted what the look took.';
+
 create function _procrastinate_next_look(keys text[])
 returns timestamptz
 language plpgsql
@@ -1673,12 +1722,17 @@ set search_path from current
 as $$
 begin
     if effort <= 15 then
+        if _procrastinate_floor('until ' || key) > 1 then
+            perform _procrastinate_set_floor('until ' || key, 1);
+        end if;
         return false;
     end if;
-    -- A block of entries costs some ten microseconds to pass: not more than a hundredth of the time.
+    -- A block of entries, with their rows, costs some twenty microseconds to pass: that is a fiftieth
+    -- of the time; where there are very many a tenth, lest what is hidden waits for too long.
     perform _procrastinate_set_floor(
         'until ' || key,
-        (extract(epoch from clock_timestamp()) * 1000)::bigint + least(effort, 1000)
+        (extract(epoch from clock_timestamp()) * 1000)::bigint
+        + greatest(least(effort, 1000), effort / 5)
     );
     return true;
 end;
@@ -1686,7 +1740,8 @@ $$;
 
 comment on function _procrastinate_note_effort is
 'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
-'while, in milliseconds as many as the blocks it read, up to a second. Returns whether it did.';
+'while: in milliseconds as many as the blocks it read, up to a second, or a fifth of them, if that '
+'is more. Returns whether it did; if not, all looks begin at the start.';
 
 -- Who is next: the only code that lets a job with a lock start (docs/decisions/0002-locks.md).
 --
@@ -1724,7 +1779,8 @@ begin
     if not _procrastinate_has_events() then
         return array[]::bigint[];
     end if;
-    return _procrastinate_make_ready(freed.heads) from _procrastinate_free_heads(max_locks) as freed;
+    return _procrastinate_make_ready(freed.heads)
+    from _procrastinate_free_heads(max_locks) as freed;
 end;
 $$;
 
@@ -1789,8 +1845,8 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    crowded constant boolean := _procrastinate_is_crowded('events');
-    first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
+    at_floor constant boolean := _procrastinate_begins_at_floor('events');
+    first_id constant bigint := case when at_floor then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
     before constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey');
     fresh constant bigint[] := array(
@@ -1802,7 +1858,10 @@ declare
     );
     effort constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey') - before;
 begin
-    if not crowded and _procrastinate_note_effort('events', effort) then
+    if at_floor is not true
+        and (effort > 15 or at_floor is null)
+        and _procrastinate_note_effort('events', effort)
+    then
         perform _procrastinate_set_floor(
             'events',
             coalesce(fresh[1], pg_sequence_last_value('procrastinate_lock_events_id_seq'), 0)
@@ -1900,7 +1959,8 @@ begin
             select holder.id
             from procrastinate_jobs as holder
             where
-                holder.lock = named.lock and (holder.status = 'doing' or holder.ready_seq is not null)
+                holder.lock = named.lock
+                and (holder.status = 'doing' or holder.ready_seq is not null)
             limit 1
         ) as job
     ),
@@ -1956,7 +2016,8 @@ begin
             select holder.id, holder.status
             from procrastinate_jobs as holder
             where
-                holder.lock = named.lock and (holder.status = 'doing' or holder.ready_seq is not null)
+                holder.lock = named.lock
+                and (holder.status = 'doing' or holder.ready_seq is not null)
             limit 1
         ) as holder on true
     ),
@@ -2049,7 +2110,10 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    first constant timestamptz := _procrastinate_first_due();
+    first constant timestamptz := case
+        when _procrastinate_is_crowded('due') then to_timestamp(_procrastinate_floor('due') / 1e3)
+        else '-infinity'
+    end;
     due_at timestamptz;
 begin
     perform _procrastinate_check_list('queue_names', coalesce(queue_names, '{}'));
@@ -2085,22 +2149,6 @@ comment on function procrastinate_next_due is
 'the next look from the start. Error: 22023. Example: '
 'select procrastinate_next_due(array[''mail'']).';
 
-create function _procrastinate_first_due()
-returns timestamptz
-language plpgsql
-set search_path from current
-as $$
-begin
-    return case
-        when _procrastinate_is_crowded('due') then to_timestamp(_procrastinate_floor('due') / 1e3)
-        else '-infinity'
-    end;
-end;
-$$;
-
-comment on function _procrastinate_first_due is
-'From which due time on to look for scheduled jobs.';
-
 create function _procrastinate_promote_due(max_jobs integer)
 returns bigint[]
 language plpgsql
@@ -2109,8 +2157,13 @@ as $$
 declare
     -- Once: a volatile function in a condition keeps the index from being searched, it is read through.
     due_by constant timestamptz := clock_timestamp();
-    first constant timestamptz := _procrastinate_first_due();
+    at_floor constant boolean := _procrastinate_begins_at_floor('due');
+    first constant timestamptz := case
+        when at_floor then to_timestamp(_procrastinate_floor('due') / 1e3)
+        else '-infinity'
+    end;
     before constant bigint := _procrastinate_effort('procrastinate_jobs_due_idx');
+    effort bigint;
     promoted bigint[] := array[]::bigint[];
 begin
     if exists (
@@ -2120,12 +2173,14 @@ begin
         promoted := _procrastinate_make_due(first, due_by, max_jobs);
     end if;
 
-    if first = '-infinity'
-        and cardinality(promoted) < max_jobs
-        and _procrastinate_note_effort(
-            'due', _procrastinate_effort('procrastinate_jobs_due_idx') - before - max_jobs / 20
-        )
-    then
+    if at_floor then
+        return promoted;
+    end if;
+    effort := _procrastinate_effort('procrastinate_jobs_due_idx') - before - max_jobs / 20;
+    if cardinality(promoted) = max_jobs then
+        effort := 0;
+    end if;
+    if (effort > 0 or at_floor is null) and _procrastinate_note_effort('due', effort) then
         perform _procrastinate_set_floor('due', (extract(epoch from due_by) * 1000)::bigint);
     end if;
     return promoted;
@@ -2211,10 +2266,11 @@ as $$
 declare
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx');
+    at_floor constant boolean := _procrastinate_begins_at_floor('');
     effort bigint;
     picked bigint[];
 begin
-    if _procrastinate_is_crowded('') then
+    if at_floor then
         picked := _procrastinate_pick_above_floors(max_jobs);
         perform _procrastinate_set_floors(array[''], picked[max_jobs], newest, false);
         return picked;
@@ -2240,7 +2296,7 @@ begin
     );
     effort := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before
         - max_jobs / 50;
-    if effort > 0 then
+    if effort > 0 or at_floor is null then
         perform _procrastinate_note_floors(array[''], picked, max_jobs, newest, effort);
     end if;
     return picked;
@@ -2298,14 +2354,9 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    crowded constant text[] := array(
-        select named.queue from unnest(queue_names) as named (queue)
-        where _procrastinate_is_crowded(named.queue)
-    );
-    others constant text[] := array(
-        select distinct named.queue from unnest(queue_names) as named (queue)
-        where named.queue <> all(crowded)
-    );
+    crowded text[];
+    others text[];
+    is_due boolean;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_idx');
     effort bigint;
@@ -2313,6 +2364,9 @@ declare
     window_ids bigint[];
     picked bigint[] := array[]::bigint[];
 begin
+    select part.at_floor, part.at_start, part.is_due into crowded, others, is_due
+    from _procrastinate_part_by_floor(queue_names) as part;
+
     -- Merge the heads of the queues without holding them, then take that many and no more: rows
     -- that another session holds are left out, and the next round looks behind them.
     while cardinality(picked) < max_jobs loop
@@ -2344,7 +2398,7 @@ begin
     perform _procrastinate_set_floors(crowded, picked[max_jobs], newest, false);
     effort := _procrastinate_effort('procrastinate_jobs_ready_idx') - before
         - 3 * cardinality(queue_names) - max_jobs / 50;
-    if effort > 0 then
+    if effort > 0 or is_due then
         perform _procrastinate_note_floors(others, picked, max_jobs, newest, effort);
     end if;
     return picked;
@@ -2462,28 +2516,27 @@ set search_path from current
 as $$
 declare
     keys constant text[] := coalesce(queue_names, array['']);
-    crowded constant text[] := array(
-        select named.key from unnest(keys) as named (key)
-        where _procrastinate_is_crowded(named.key)
-    );
-    others constant text[] := array(
-        select distinct named.key from unnest(keys) as named (key)
-        where named.key <> all(crowded)
-    );
+    crowded text[];
+    others text[];
+    is_due boolean;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     index constant regclass := case
         when queue_names is null then 'procrastinate_jobs_ready_any_queue_idx'
         else 'procrastinate_jobs_ready_idx'
     end;
     before constant bigint := _procrastinate_effort(index);
-    ready constant bigint[] := case
+    ready bigint[];
+    effort bigint;
+begin
+    select part.at_floor, part.at_start, part.is_due into crowded, others, is_due
+    from _procrastinate_part_by_floor(keys) as part;
+
+    ready := case
         when queue_names is null then _procrastinate_peek_all(crowded <> '{}', up_to)
         else _procrastinate_peek(others, crowded, array[]::bigint[], up_to)
     end;
-    effort constant bigint := _procrastinate_effort(index) - before
-        - 3 * cardinality(keys) - up_to / 50;
-begin
-    if effort > 0 then
+    effort := _procrastinate_effort(index) - before - 3 * cardinality(keys) - up_to / 50;
+    if effort > 0 or is_due then
         perform _procrastinate_note_floors(others, ready[:1], 1, newest, effort);
     end if;
     return cardinality(ready);
@@ -2510,6 +2563,8 @@ begin
     -- A floor is seen by all at once, a level when it is committed: whoever began at floors without
     -- the level of a job would not find it. So the levels come first, the floors with a later look.
     if effort > 15 and _procrastinate_add_levels(queue_names, picked) then
+        perform _procrastinate_note_effort(named.queue, 0)
+        from unnest(queue_names) as named (queue);
         return;
     end if;
     perform _procrastinate_set_floors(

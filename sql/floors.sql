@@ -2,10 +2,10 @@
 --
 -- A snapshot that is held open (a report, pg_dump, a forgotten begin) keeps the index entries of
 -- all jobs that have been claimed since, and each look from the start of the index passes them.
--- So a look that had to pass many notes how far it came, its floor, and for a moment, up to a
--- second, others begin there. Else everybody looks from the start: a floor is a hint, and what
--- lies below it (a producer that committed late, a claim rolled back) is found by the next such
--- look (docs/decisions/0006-floors.md).
+-- So a look that had to pass many notes how far it came, its floor, and for a second or so others
+-- begin there; then one of them looks from the start again. Else everybody does: a floor is a hint,
+-- and what lies below it (a producer that committed late, a claim rolled back) is found by the next
+-- such look (docs/decisions/0006-floors.md).
 --
 -- Floors live in sequences, since a row would itself leave a dead version for each change. There is
 -- a fixed number: each holds 20 bits of the hash of what it is the floor of, and 43 bits of floor.
@@ -102,6 +102,53 @@ $$;
 comment on function _procrastinate_is_crowded is
 'Is this an index, or a part of one, that is looked through from its floor at present?';
 
+create function _procrastinate_begins_at_floor(key text)
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+declare
+    until constant bigint := _procrastinate_floor('until ' || key);
+    -- In milliseconds.
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
+begin
+    if until <= 1 then
+        return false;
+    elsif until > this_moment then
+        return true;
+    end if;
+    perform _procrastinate_set_floor('until ' || key, this_moment + 1000);
+    return null;
+end;
+$$;
+
+comment on function _procrastinate_begins_at_floor is
+'Is the look that follows to begin at the floor? False: at the start, as that of everybody. Null: '
+'at the start, while others go on at the floor for a moment; it must be noted what it took '
+'(_procrastinate_note_effort).';
+
+create function _procrastinate_part_by_floor(keys text[])
+returns table (at_floor text[], at_start text[], is_due boolean)
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        coalesce(array_agg(named.key) filter (where named.begins_at_floor), '{}'),
+        coalesce(array_agg(named.key) filter (where named.begins_at_floor is not true), '{}'),
+        coalesce(bool_or(named.begins_at_floor is null), false)
+    from (
+        select given.key, _procrastinate_begins_at_floor(given.key) as begins_at_floor
+        from (select distinct unnest(keys) as key) as given
+    ) as named;
+end;
+$$;
+
+comment on function _procrastinate_part_by_floor is
+'Which of these are looked through from their floors by the look that follows, and which from the '
+'start (as _procrastinate_begins_at_floor says)? With is_due, it must be noted what the look took.';
+
 create function _procrastinate_next_look(keys text[])
 returns timestamptz
 language plpgsql
@@ -142,12 +189,17 @@ set search_path from current
 as $$
 begin
     if effort <= 15 then
+        if _procrastinate_floor('until ' || key) > 1 then
+            perform _procrastinate_set_floor('until ' || key, 1);
+        end if;
         return false;
     end if;
-    -- A block of entries costs some ten microseconds to pass: not more than a hundredth of the time.
+    -- A block of entries, with their rows, costs some twenty microseconds to pass: that is a fiftieth
+    -- of the time; where there are very many a tenth, lest what is hidden waits for too long.
     perform _procrastinate_set_floor(
         'until ' || key,
-        (extract(epoch from clock_timestamp()) * 1000)::bigint + least(effort, 1000)
+        (extract(epoch from clock_timestamp()) * 1000)::bigint
+        + greatest(least(effort, 1000), effort / 5)
     );
     return true;
 end;
@@ -155,4 +207,5 @@ $$;
 
 comment on function _procrastinate_note_effort is
 'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
-'while, in milliseconds as many as the blocks it read, up to a second. Returns whether it did.';
+'while: in milliseconds as many as the blocks it read, up to a second, or a fifth of them, if that '
+'is more. Returns whether it did; if not, all looks begin at the start.';

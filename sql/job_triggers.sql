@@ -69,7 +69,9 @@ set search_path from current
 as $$
 begin
     -- Asked first: to start the statement costs more than this, and most jobs have no lock.
-    if exists (select from inserted where inserted.lock is not null and inserted.status = 'todo') then
+    if exists (
+        select from inserted where inserted.lock is not null and inserted.status = 'todo'
+    ) then
         insert into procrastinate_lock_events (locks)
         select array_agg(named.lock order by named.place)
         from (

@@ -29,10 +29,11 @@ as $$
 declare
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx');
+    at_floor constant boolean := _procrastinate_begins_at_floor('');
     effort bigint;
     picked bigint[];
 begin
-    if _procrastinate_is_crowded('') then
+    if at_floor then
         picked := _procrastinate_pick_above_floors(max_jobs);
         perform _procrastinate_set_floors(array[''], picked[max_jobs], newest, false);
         return picked;
@@ -58,7 +59,7 @@ begin
     );
     effort := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before
         - max_jobs / 50;
-    if effort > 0 then
+    if effort > 0 or at_floor is null then
         perform _procrastinate_note_floors(array[''], picked, max_jobs, newest, effort);
     end if;
     return picked;
@@ -116,14 +117,9 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    crowded constant text[] := array(
-        select named.queue from unnest(queue_names) as named (queue)
-        where _procrastinate_is_crowded(named.queue)
-    );
-    others constant text[] := array(
-        select distinct named.queue from unnest(queue_names) as named (queue)
-        where named.queue <> all(crowded)
-    );
+    crowded text[];
+    others text[];
+    is_due boolean;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_idx');
     effort bigint;
@@ -131,6 +127,9 @@ declare
     window_ids bigint[];
     picked bigint[] := array[]::bigint[];
 begin
+    select part.at_floor, part.at_start, part.is_due into crowded, others, is_due
+    from _procrastinate_part_by_floor(queue_names) as part;
+
     -- Merge the heads of the queues without holding them, then take that many and no more: rows
     -- that another session holds are left out, and the next round looks behind them.
     while cardinality(picked) < max_jobs loop
@@ -162,7 +161,7 @@ begin
     perform _procrastinate_set_floors(crowded, picked[max_jobs], newest, false);
     effort := _procrastinate_effort('procrastinate_jobs_ready_idx') - before
         - 3 * cardinality(queue_names) - max_jobs / 50;
-    if effort > 0 then
+    if effort > 0 or is_due then
         perform _procrastinate_note_floors(others, picked, max_jobs, newest, effort);
     end if;
     return picked;
@@ -280,28 +279,27 @@ set search_path from current
 as $$
 declare
     keys constant text[] := coalesce(queue_names, array['']);
-    crowded constant text[] := array(
-        select named.key from unnest(keys) as named (key)
-        where _procrastinate_is_crowded(named.key)
-    );
-    others constant text[] := array(
-        select distinct named.key from unnest(keys) as named (key)
-        where named.key <> all(crowded)
-    );
+    crowded text[];
+    others text[];
+    is_due boolean;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     index constant regclass := case
         when queue_names is null then 'procrastinate_jobs_ready_any_queue_idx'
         else 'procrastinate_jobs_ready_idx'
     end;
     before constant bigint := _procrastinate_effort(index);
-    ready constant bigint[] := case
+    ready bigint[];
+    effort bigint;
+begin
+    select part.at_floor, part.at_start, part.is_due into crowded, others, is_due
+    from _procrastinate_part_by_floor(keys) as part;
+
+    ready := case
         when queue_names is null then _procrastinate_peek_all(crowded <> '{}', up_to)
         else _procrastinate_peek(others, crowded, array[]::bigint[], up_to)
     end;
-    effort constant bigint := _procrastinate_effort(index) - before
-        - 3 * cardinality(keys) - up_to / 50;
-begin
-    if effort > 0 then
+    effort := _procrastinate_effort(index) - before - 3 * cardinality(keys) - up_to / 50;
+    if effort > 0 or is_due then
         perform _procrastinate_note_floors(others, ready[:1], 1, newest, effort);
     end if;
     return cardinality(ready);
@@ -328,6 +326,8 @@ begin
     -- A floor is seen by all at once, a level when it is committed: whoever began at floors without
     -- the level of a job would not find it. So the levels come first, the floors with a later look.
     if effort > 15 and _procrastinate_add_levels(queue_names, picked) then
+        perform _procrastinate_note_effort(named.queue, 0)
+        from unnest(queue_names) as named (queue);
         return;
     end if;
     perform _procrastinate_set_floors(

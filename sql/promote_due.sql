@@ -6,7 +6,10 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    first constant timestamptz := _procrastinate_first_due();
+    first constant timestamptz := case
+        when _procrastinate_is_crowded('due') then to_timestamp(_procrastinate_floor('due') / 1e3)
+        else '-infinity'
+    end;
     due_at timestamptz;
 begin
     perform _procrastinate_check_list('queue_names', coalesce(queue_names, '{}'));
@@ -42,22 +45,6 @@ comment on function procrastinate_next_due is
 'the next look from the start. Error: 22023. Example: '
 'select procrastinate_next_due(array[''mail'']).';
 
-create function _procrastinate_first_due()
-returns timestamptz
-language plpgsql
-set search_path from current
-as $$
-begin
-    return case
-        when _procrastinate_is_crowded('due') then to_timestamp(_procrastinate_floor('due') / 1e3)
-        else '-infinity'
-    end;
-end;
-$$;
-
-comment on function _procrastinate_first_due is
-'From which due time on to look for scheduled jobs.';
-
 create function _procrastinate_promote_due(max_jobs integer)
 returns bigint[]
 language plpgsql
@@ -66,8 +53,13 @@ as $$
 declare
     -- Once: a volatile function in a condition keeps the index from being searched, it is read through.
     due_by constant timestamptz := clock_timestamp();
-    first constant timestamptz := _procrastinate_first_due();
+    at_floor constant boolean := _procrastinate_begins_at_floor('due');
+    first constant timestamptz := case
+        when at_floor then to_timestamp(_procrastinate_floor('due') / 1e3)
+        else '-infinity'
+    end;
     before constant bigint := _procrastinate_effort('procrastinate_jobs_due_idx');
+    effort bigint;
     promoted bigint[] := array[]::bigint[];
 begin
     if exists (
@@ -77,12 +69,14 @@ begin
         promoted := _procrastinate_make_due(first, due_by, max_jobs);
     end if;
 
-    if first = '-infinity'
-        and cardinality(promoted) < max_jobs
-        and _procrastinate_note_effort(
-            'due', _procrastinate_effort('procrastinate_jobs_due_idx') - before - max_jobs / 20
-        )
-    then
+    if at_floor then
+        return promoted;
+    end if;
+    effort := _procrastinate_effort('procrastinate_jobs_due_idx') - before - max_jobs / 20;
+    if cardinality(promoted) = max_jobs then
+        effort := 0;
+    end if;
+    if (effort > 0 or at_floor is null) and _procrastinate_note_effort('due', effort) then
         perform _procrastinate_set_floor('due', (extract(epoch from due_by) * 1000)::bigint);
     end if;
     return promoted;

@@ -34,7 +34,8 @@ begin
     if not _procrastinate_has_events() then
         return array[]::bigint[];
     end if;
-    return _procrastinate_make_ready(freed.heads) from _procrastinate_free_heads(max_locks) as freed;
+    return _procrastinate_make_ready(freed.heads)
+    from _procrastinate_free_heads(max_locks) as freed;
 end;
 $$;
 
@@ -99,8 +100,8 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    crowded constant boolean := _procrastinate_is_crowded('events');
-    first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
+    at_floor constant boolean := _procrastinate_begins_at_floor('events');
+    first_id constant bigint := case when at_floor then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
     before constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey');
     fresh constant bigint[] := array(
@@ -112,7 +113,10 @@ declare
     );
     effort constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey') - before;
 begin
-    if not crowded and _procrastinate_note_effort('events', effort) then
+    if at_floor is not true
+        and (effort > 15 or at_floor is null)
+        and _procrastinate_note_effort('events', effort)
+    then
         perform _procrastinate_set_floor(
             'events',
             coalesce(fresh[1], pg_sequence_last_value('procrastinate_lock_events_id_seq'), 0)
@@ -210,7 +214,8 @@ begin
             select holder.id
             from procrastinate_jobs as holder
             where
-                holder.lock = named.lock and (holder.status = 'doing' or holder.ready_seq is not null)
+                holder.lock = named.lock
+                and (holder.status = 'doing' or holder.ready_seq is not null)
             limit 1
         ) as job
     ),
@@ -266,7 +271,8 @@ begin
             select holder.id, holder.status
             from procrastinate_jobs as holder
             where
-                holder.lock = named.lock and (holder.status = 'doing' or holder.ready_seq is not null)
+                holder.lock = named.lock
+                and (holder.status = 'doing' or holder.ready_seq is not null)
             limit 1
         ) as holder on true
     ),

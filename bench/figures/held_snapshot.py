@@ -36,7 +36,8 @@ def measure(bench: Bench, peer: Peer) -> Iterator[Sample]:
 def measure_locks(bench: Bench, peer: Peer) -> Iterator[Sample]:
     """The same for jobs over fifty locks, and over one (shape 10)."""
     for locks in (50, 1):
-        jobs = bench.sizes.round_jobs
+        # In all rounds together as many as without locks in one.
+        jobs = bench.sizes.round_jobs // bench.sizes.rounds
         if locks == 1:
             jobs = max(200, int(jobs * LOCKED_SHARE))
         name = "50 locks" if locks == 50 else "1 lock"

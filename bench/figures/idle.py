@@ -15,7 +15,7 @@ from bench.samples import Sample
 from bench.server import Database
 
 IN_A_PROCESS = 10
-SETTLE = 12.0  # seconds after the start: idle backends report what they did within ten
+SETTLE = 25.0  # seconds, to start, and then ten until idle backends have reported what they did
 
 
 def measure(bench: Bench, peer: Peer) -> Iterator[Sample]:

@@ -1,7 +1,7 @@
 -- Floors: hints that outlive what is rolled back, each under its own key.
 begin;
 \ir support/arrange.sql
-select plan(12);
+select plan(17);
 
 select is(_procrastinate_floor('mail 0'), 0::bigint, 'where none was noted there is none');
 
@@ -45,6 +45,22 @@ select ok(
 select ok(
     procrastinate_next_due(array['mail']) <= interval '1 second',
     'and a worker is told when to look again'
+);
+
+-- Who looks from the start.
+
+select is(_procrastinate_begins_at_floor('slow'), false, 'without a reason everybody does');
+
+select _procrastinate_note_effort('slow', 5000);
+select is(_procrastinate_begins_at_floor('slow'), true, 'with one nobody does for a while');
+
+select _procrastinate_set_floor('until slow', 2);
+select is(_procrastinate_begins_at_floor('slow'), null, 'then somebody does');
+select is(_procrastinate_begins_at_floor('slow'), true, 'while others do not');
+
+select _procrastinate_note_effort('slow', 3);
+select is(
+    _procrastinate_begins_at_floor('slow'), false, 'if that look was a short one, everybody does again'
 );
 
 select * from finish();

@@ -228,13 +228,19 @@ class Soak:
         with FILE.open("a") as file:
             file.write(json.dumps({"kind": kind, **values}) + "\n")
 
-    def calibrate(self) -> float:
-        """Start the workers, and return how many jobs a second they drain, nobody deferring."""
+    def calibrate(self) -> tuple[float, float]:
+        """Start the workers. Return how many jobs a second this machine defers, and drains.
+
+        First one, then the other: both take all of it.
+        """
         scene = self.scene
         scene.size = replace(scene.size, jobs=min(10 * scene.size.jobs, 30_000))
         scene.execute("select procrastinate_pause_queue('default')")
         scene.start_producers("--locks", "33", rate=0, clocks=PRODUCERS)
+        wait_until(lambda: scene.count("true"), 60, "producers have begun")
+        began = time.monotonic()
         wait_until(scene.are_producers_done, 300, "producers are done")
+        deferred = scene.count("true") / (time.monotonic() - began)
         # The one that is left alone, the one to be killed, and the one to be deployed.
         _, self.mortal, self.deployed = (scene.start_worker() for _ in range(3))
         scene.wait_for_workers()
@@ -250,7 +256,7 @@ class Soak:
         )
         drained = ended / (time.monotonic() - began)
         scene.drain()
-        return drained
+        return deferred, drained
 
     def start(self, rate: float) -> None:
         """Begin the load."""
