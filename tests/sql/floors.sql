@@ -60,7 +60,7 @@ select is(_procrastinate_begins_at_floor('slow'), true, 'while others do not');
 
 select _procrastinate_note_effort('slow', 3);
 select is(
-    _procrastinate_begins_at_floor('slow'), false, 'if that look was a short one, everybody does again'
+    _procrastinate_begins_at_floor('slow'), false, 'if that one was short, everybody does again'
 );
 
 select * from finish();
