@@ -10,7 +10,7 @@ class Sizes:
     """Sizes of a run.
 
     Args:
-        scale: Factor for everything; 1 takes an hour or so.
+        scale: Factor for everything; 1 takes two hours or so.
         drain_jobs: Jobs of a drain, if not `scale` times the usual.
     """
 
