@@ -185,6 +185,8 @@ as $$
 begin
     if not _procrastinate_has_events() then
         return 0;
+    elsif max_jobs <= 20 then
+        return 20;
     end if;
     -- Heads that cannot be claimed at once have to be made ready, one more version of their row:
     -- so as many as are wanted beside the ready jobs, and few if there are enough of those.
