@@ -13,6 +13,10 @@ declare
     policies text[];
     places integer[];
 begin
+    if coalesce(jsonb_typeof(jobs) <> 'array', true) then
+        perform _procrastinate_check_batch('jobs', jobs, '{}');
+    end if;
+
     with given as materialized (
         select * from _procrastinate_read_jobs(jobs)
     ),
@@ -84,9 +88,6 @@ declare
         'lock', 'queueing_lock', 'scheduled_at', 'on_conflict'
     ];
 begin
-    if coalesce(jsonb_typeof(jobs) <> 'array', true) then
-        perform _procrastinate_refuse_jobs(jobs, keys);
-    end if;
     return query
     select
         given.place::integer,
@@ -102,93 +103,67 @@ begin
         end,
         coalesce(given.job ->> 'on_conflict', 'raise')
     from jsonb_array_elements(jobs) with ordinality as given (job, place)
+    -- What is wrong with it (null: nothing), in the same pass.
+    cross join lateral (
+        select case
+            when
+                jsonb_typeof(given.job) <> 'object' or given.job - keys <> '{}'
+                or coalesce(given.job -> 'task_name', 'null') = 'null' then 'element'
+            when jsonb_typeof(given.job -> 'args') not in ('object', 'null') then 'args'
+            when jsonb_typeof(given.job -> 'priority') not in ('number', 'null') then 'priority'
+            when
+                (given.job ->> 'priority')::numeric not between -2147483648 and 2147483647
+                or (given.job ->> 'priority')::numeric % 1 <> 0 then 'priority'
+            when given.job ->> 'on_conflict' not in ('raise', 'skip', 'replace') then 'on_conflict'
+            when jsonb_typeof(given.job -> 'scheduled_at') not in ('string', 'null')
+                then 'scheduled_at'
+            when
+                jsonb_typeof(given.job -> 'task_name') not in ('string', 'null')
+                or char_length(given.job ->> 'task_name') not between 1 and 512 then 'task_name'
+            when
+                jsonb_typeof(given.job -> 'queue_name') not in ('string', 'null')
+                or char_length(given.job ->> 'queue_name') not between 1 and 512 then 'queue_name'
+            when
+                jsonb_typeof(given.job -> 'lock') not in ('string', 'null')
+                or char_length(given.job ->> 'lock') not between 1 and 512 then 'lock'
+            when
+                jsonb_typeof(given.job -> 'queueing_lock') not in ('string', 'null')
+                or char_length(given.job ->> 'queueing_lock') not between 1 and 512
+                then 'queueing_lock'
+        end
+    ) as checked (bad)
     left join procrastinate_tasks as task on task.task_name = given.job ->> 'task_name'
-    -- One pass over jobs that are right. What is wrong with others is then looked for.
-    where case
-        when
-            jsonb_typeof(given.job) = 'object' and given.job - keys = '{}'
-            and jsonb_typeof(given.job -> 'task_name') = 'string'
-            and char_length(given.job ->> 'task_name') between 1 and 512
-            and coalesce(jsonb_typeof(given.job -> 'args') in ('object', 'null'), true)
-            and coalesce(jsonb_typeof(given.job -> 'priority') in ('number', 'null'), true)
-            and coalesce(
-                (given.job ->> 'priority')::numeric between -2147483648 and 2147483647
-                and (given.job ->> 'priority')::numeric % 1 = 0, true
-            )
-            and coalesce(jsonb_typeof(given.job -> 'queue_name') in ('string', 'null'), true)
-            and coalesce(char_length(given.job ->> 'queue_name') between 1 and 512, true)
-            and coalesce(jsonb_typeof(given.job -> 'lock') in ('string', 'null'), true)
-            and coalesce(char_length(given.job ->> 'lock') between 1 and 512, true)
-            and coalesce(jsonb_typeof(given.job -> 'queueing_lock') in ('string', 'null'), true)
-            and coalesce(char_length(given.job ->> 'queueing_lock') between 1 and 512, true)
-            and coalesce(jsonb_typeof(given.job -> 'scheduled_at') in ('string', 'null'), true)
-            and coalesce(given.job ->> 'on_conflict' in ('raise', 'skip', 'replace'), true)
-        then true
-        else _procrastinate_refuse_jobs(jobs, keys)
-    end
+    where case when checked.bad is null then true
+        else _procrastinate_refuse_new_job(jobs, keys, given.place, checked.bad) end
     order by given.place;
 end;
 $$;
 
 comment on function _procrastinate_read_jobs is
-'Turn the elements of a batch into jobs with their defaults filled in and their ids drawn in '
-'order. Raises 22023 for the first that is wrong.';
+'Turn the elements of a batch, an array, into jobs with their defaults filled in and their ids '
+'drawn in order. Raises 22023 for the first that is wrong.';
 
-create function _procrastinate_refuse_jobs(jobs jsonb, keys text[])
+create function _procrastinate_refuse_new_job(
+    jobs jsonb,
+    keys text[],
+    place bigint,
+    bad text
+)
 returns boolean
 language plpgsql
 set search_path from current
 as $$
-declare
-    bad record;
 begin
+    -- Of the array first, whichever element it is.
     perform _procrastinate_check_batch('jobs', jobs, keys);
-    select given.place, checked.key into bad
-    from rows from (
-        jsonb_to_recordset(jobs) as (
-            task_name jsonb, args jsonb, queue_name jsonb, priority jsonb,
-            lock jsonb, queueing_lock jsonb, scheduled_at jsonb, on_conflict jsonb
-        )
-    ) with ordinality as given (
-        task_name, args, queue_name, priority,
-        lock, queueing_lock, scheduled_at, on_conflict, place
-    )
-    cross join lateral (
-        select case
-            when jsonb_typeof(given.args) <> 'object' then 'args'
-            when
-                case jsonb_typeof(given.priority)
-                    when 'number' then
-                        given.priority::numeric not between -2147483648 and 2147483647
-                        or given.priority::numeric % 1 <> 0
-                    else given.priority is not null
-                end then 'priority'
-            when given.on_conflict not in ('"raise"', '"skip"', '"replace"') then 'on_conflict'
-            when jsonb_typeof(given.scheduled_at) <> 'string' then 'scheduled_at'
-            when
-                jsonb_typeof(given.task_name) <> 'string'
-                or char_length(given.task_name #>> '{}') not between 1 and 512 then 'task_name'
-            when
-                jsonb_typeof(given.queue_name) <> 'string'
-                or char_length(given.queue_name #>> '{}') not between 1 and 512 then 'queue_name'
-            when
-                jsonb_typeof(given.lock) <> 'string'
-                or char_length(given.lock #>> '{}') not between 1 and 512 then 'lock'
-            when
-                jsonb_typeof(given.queueing_lock) <> 'string'
-                or char_length(given.queueing_lock #>> '{}') not between 1 and 512 then 'queueing_lock'
-        end
-    ) as checked (key)
-    where checked.key is not null
-    limit 1;
-    perform _procrastinate_refuse(bad.key, format(
+    perform _procrastinate_refuse(bad, format(
         'element %s of jobs cannot be %s',
-        bad.place, left(jobs -> (bad.place - 1)::integer ->> bad.key, 100)
+        place, left(jobs -> (place - 1)::integer ->> bad, 100)
     ));
     return false;
 end;
 $$;
 
-comment on function _procrastinate_refuse_jobs is
-'Raise 22023 for what is wrong with a batch: it is no array of objects, or for the first element '
-'with an unknown key or a bad value.';
+comment on function _procrastinate_refuse_new_job is
+'Raise 22023 for an element of a batch with a bad value, or for an element that is no object of '
+'these keys.';

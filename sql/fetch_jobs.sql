@@ -205,16 +205,16 @@ language plpgsql
 set search_path from current
 as $$
 declare
+    places_left constant integer := greatest(max_jobs - cardinality(heads), 0);
     ready integer;
     chosen bigint[];
     picked bigint[];
 begin
-    if heads <> '{}' then
-        ready := _procrastinate_count_ready(
-            queue_names, greatest(max_jobs - cardinality(heads), 0) + 1
-        );
+    if heads = '{}' then
+        return _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs);
     end if;
-    if heads = '{}' or ready > max_jobs - cardinality(heads) and ready > 0 then
+    ready := _procrastinate_count_ready(queue_names, places_left + 1);
+    if ready > places_left then
         perform _procrastinate_make_ready(heads);
         return _procrastinate_pick(_procrastinate_without_paused(queue_names), max_jobs);
     end if;

@@ -68,7 +68,8 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    -- Asked first: to start the statement costs more than this, and most jobs have no lock.
+    -- Asked first: to start the statement costs more than this, and most jobs have no lock. Not by
+    -- _procrastinate_append_events: of millions that are loaded no array can be made.
     if exists (
         select from inserted where inserted.lock is not null and inserted.status = 'todo'
     ) then

@@ -334,7 +334,7 @@ comment on table procrastinate_lock_events is
 'Locks whose next job may have changed. Whoever changes something only appends here, which never '
 'waits; fetches read it and decide who is next (docs/decisions/0002-locks.md).';
 comment on column procrastinate_lock_events.id is 'Number of the event.';
-comment on column procrastinate_lock_events.locks is 'The locks to look at, some twenty at most.';
+comment on column procrastinate_lock_events.locks is 'The locks to look at, twenty at most.';
 comment on column procrastinate_lock_events.due_at is
 'Not before this time (null: at once): set when somebody held the row of the job.';
 comment on column procrastinate_lock_events.tries is 'How often the row of the job was found held.';

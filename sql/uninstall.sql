@@ -140,7 +140,7 @@ drop function
     _procrastinate_read_time,
     _procrastinate_refuse,
     _procrastinate_refuse_job,
-    _procrastinate_refuse_jobs,
+    _procrastinate_refuse_new_job,
     _procrastinate_refuse_worker,
     _procrastinate_renew_lease,
     _procrastinate_repair_sequences,

@@ -11,7 +11,7 @@ from bench.report.data import Data, ratios
 
 INTRODUCTION = """# Results
 
-Written by `make bench` from the JSON lines of one run; not edited. Absolute figures do not carry to
+Written by `make bench` from JSON lines; not edited. Absolute figures do not carry to
 another machine or day: compare only within this page. Each figure was measured for all peers in
 turn, run after run; a table shows the least, the median and the most of the runs, and `ours ÷` is
 the median of the ratios within each run. How each figure is taken says [README.md](README.md).
