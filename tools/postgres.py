@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -28,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -331,10 +332,24 @@ def identity() -> dict[str, object]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port to listen on that stays free while its server is down.
+
+    Not one of those that the system gives to clients: while a server is stopped, a connection to
+    another one could start from its port, and it could not listen again until that one closes.
+    """
+    try:
+        first_of_clients = int(
+            Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0]
+        )
+    except OSError:
+        first_of_clients = 32768
+    ports = list(range(10000, first_of_clients))
+    random.shuffle(ports)
+    for port in [*ports, 0]:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise OSError("no port is free")
 
 
 def quick_folder() -> Path:

@@ -57,7 +57,9 @@ def children(pid: int) -> list[int]:
 def cut_power(server: Server) -> None:
     """End all processes of a server at once: what they have not given to the system is lost."""
     postmaster = server.pid
-    os.kill(postmaster, signal.SIGSTOP)  # so that it starts no more
+    os.kill(postmaster, signal.SIGSTOP)
+    while state(postmaster) != "T":  # from then on it starts no more processes
+        time.sleep(0.001)
     processes = [*children(postmaster), postmaster]
     for pid in processes:
         with suppress(ProcessLookupError):
@@ -69,12 +71,17 @@ def cut_power(server: Server) -> None:
     (server.folder / f".s.PGSQL.{server.port}.lock").unlink()
 
 
+def state(pid: int) -> str | None:
+    """Return the letter by which the system gives a process's state; None when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
+
+
 def is_dead(pid: int) -> bool:
     """Is a process gone, or no more than an entry of the system's?"""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
+    return state(pid) in {None, "Z"}
 
 
 def freeze_wal_writer(server: Server) -> None:
@@ -92,11 +99,12 @@ def start_again(server: Server, seconds: float = 30) -> None:
     while True:
         try:
             # Each failure would show the whole log.
-            with redirect_stderr(StringIO()):
+            with redirect_stderr(StringIO()) as shown:
                 server.start()
             return
         except subprocess.CalledProcessError:
-            assert time.monotonic() < deadline, "the server does not start"
+            ends = "\n".join(shown.getvalue().splitlines()[-30:])
+            assert time.monotonic() < deadline, f"the server does not start: {ends}"
             time.sleep(0.2)
 
 
