@@ -100,6 +100,17 @@ create type procrastinate_new_job as (
 comment on type procrastinate_new_job is
 'A job to be created, its defaults filled in, as the functions that defer hand it to each other.';
 
+create type procrastinate_left_lock as (
+    lock text,
+    priority integer,
+    job_id bigint,
+    queue_name text
+);
+
+comment on type procrastinate_left_lock is
+'A lock that a job no longer holds, with its place in the lock and its queue, as the functions that '
+'end runs hand it on.';
+
 -- What there is to browse: the jobs, what is declared of tasks and queues, and who works.
 --
 -- A job waits in one of three ways, and the columns say which:
@@ -1511,7 +1522,7 @@ comment on function _procrastinate_refuse_new_job is
 --
 -- A snapshot that is held open (a report, pg_dump, a forgotten begin) keeps the index entries of
 -- all jobs that have been claimed since, and each look from the start of the index passes them.
--- So a look that had to pass many notes how far it came, its floor, and for a second or so others
+-- So a look that had to pass many notes how far it came, its floor, and for a second or two others
 -- begin there; then one of them looks from the start again. Else everybody does: a floor is a hint,
 -- and what lies below it (a producer that committed late, a claim rolled back) is found by the next
 -- such look (docs/decisions/0006-floors.md).
@@ -1534,18 +1545,6 @@ begin
     end loop;
 end;
 $$;
-
-create table procrastinate_levels (
-    queue_name text,
-    priority integer,
-    primary key (queue_name, priority)
-);
-
-comment on table procrastinate_levels is
-'Priorities that were in use while a floor was needed: each has a floor of its own.';
-comment on column procrastinate_levels.queue_name is
-'Name of the queue; empty for fetches from all queues.';
-comment on column procrastinate_levels.priority is 'A priority of jobs in it.';
 
 create function _procrastinate_floor(key text)
 returns bigint
@@ -1636,28 +1635,6 @@ comment on function _procrastinate_begins_at_floor is
 'at the start, while others go on at the floor for a moment; it must be noted what it took '
 '(_procrastinate_note_effort).';
 
-create function _procrastinate_part_by_floor(keys text[])
-returns table (at_floor text[], at_start text[], is_due boolean)
-language plpgsql
-set search_path from current
-as $$
-begin
-    return query
-    select
-        coalesce(array_agg(named.key) filter (where named.begins_at_floor), '{}'),
-        coalesce(array_agg(named.key) filter (where named.begins_at_floor is not true), '{}'),
-        coalesce(bool_or(named.begins_at_floor is null), false)
-    from (
-        select given.key, _procrastinate_begins_at_floor(given.key) as begins_at_floor
-        from (select distinct unnest(keys) as key) as given
-    ) as named;
-end;
-$$;
-
-comment on function _procrastinate_part_by_floor is
-'Which of these are looked through from their floors by the look that follows, and which from the '
-'start (as _procrastinate_begins_at_floor says)? With is_due, it must be noted what the look took.';
-
 create function _procrastinate_next_look(keys text[])
 returns timestamptz
 language plpgsql
@@ -1703,12 +1680,13 @@ begin
         end if;
         return false;
     end if;
-    -- A block of entries, with their rows, costs some twenty microseconds to pass: that is a fiftieth
-    -- of the time; where there are very many a tenth, lest what is hidden waits for too long.
+    -- An entry costs some microsecond to pass, since its row lies anywhere in memory: looks from the
+    -- start take a fiftieth of the time of one session; where there are very many a seventh, lest
+    -- what is hidden waits for too long.
     perform _procrastinate_set_floor(
         'until ' || key,
         (extract(epoch from clock_timestamp()) * 1000)::bigint
-        + greatest(least(effort, 1000), effort / 5)
+        + greatest(least(effort * 4, 2000), effort / 2)
     );
     return true;
 end;
@@ -1716,8 +1694,261 @@ $$;
 
 comment on function _procrastinate_note_effort is
 'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
-'while: in milliseconds as many as the blocks it read, up to a second, or a fifth of them, if that '
-'is more. Returns whether it did; if not, all looks begin at the start.';
+'while: in milliseconds four times the effort, up to two seconds, or half of it, if that is more. '
+'Returns whether it did; if not, all looks begin at the start.';
+
+-- Where to begin to look in each priority of a queue, its levels (docs/decisions/0006-floors.md).
+--
+-- One session at a time surveys a queue: it passes all that is gone, in every level, and notes as
+-- floors what waits first. Until the next survey fetches begin there, and raise the floors as they
+-- take jobs.
+
+create table procrastinate_levels (
+    queue_name text,
+    priority integer,
+    primary key (queue_name, priority)
+);
+
+comment on table procrastinate_levels is
+'Priorities that were in use while a floor was needed: each has a floor of its own.';
+comment on column procrastinate_levels.queue_name is
+'Name of the queue; empty for fetches from all queues.';
+comment on column procrastinate_levels.priority is 'A priority of jobs in it.';
+
+create function _procrastinate_looks_from_floors(key text)
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+begin
+    return coalesce(_procrastinate_begins_at_floor(key), _procrastinate_survey(key));
+end;
+$$;
+
+comment on function _procrastinate_looks_from_floors is
+'Is this queue (empty: all queues) looked through from its floors? Surveys it if it is time to.';
+
+create function _procrastinate_part_by_floor(keys text[])
+returns table (at_floor text[], at_start text[])
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        coalesce(array_agg(named.key) filter (where named.is_at_floor), '{}'),
+        coalesce(array_agg(named.key) filter (where not named.is_at_floor), '{}')
+    from (
+        select given.key, _procrastinate_looks_from_floors(given.key) as is_at_floor
+        from (select distinct unnest(keys) as key) as given
+    ) as named;
+end;
+$$;
+
+comment on function _procrastinate_part_by_floor is
+'Which of these queues are looked through from their floors, and which from the start? Surveys '
+'those for which it is time.';
+
+create function _procrastinate_survey(key text)
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+declare
+    -- Of more the floors would take each other's places.
+    most_levels constant integer := 12;
+    index constant regclass := _procrastinate_ready_index(key);
+    newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
+    before constant bigint := _procrastinate_effort(index);
+    effort bigint;
+    priorities integer[];
+    turns bigint[];
+begin
+    select array_agg(first.priority), array_agg(first.ready_seq) into priorities, turns
+    from _procrastinate_first_of_levels(key, most_levels + 1) as first;
+    effort := _procrastinate_effort(index) - before - 4 * (1 + coalesce(cardinality(turns), 0));
+
+    -- A floor is seen by all at once, a level when it is committed: whoever began at floors without
+    -- the level of a job would not find it. So the levels come first, the floors with a later look.
+    if cardinality(turns) > most_levels or _procrastinate_add_levels(key, priorities) then
+        perform _procrastinate_note_effort(key, 0);
+        return false;
+    end if;
+    perform _procrastinate_set_floor(
+        _procrastinate_floor_key(key, level.priority),
+        coalesce(turns[array_position(priorities, level.priority)], newest) - 100
+    )
+    from procrastinate_levels as level
+    where level.queue_name = key;
+    return _procrastinate_note_effort(key, effort);
+end;
+$$;
+
+comment on function _procrastinate_survey is
+'Note for each level of a queue (empty: of all queues) the turn that waits first as its floor, a '
+'little lower since a turn is drawn some time before it can be seen; if that took much, let looks '
+'begin there for a while. Returns whether they do.';
+
+create function _procrastinate_ready_index(key text)
+returns regclass
+language plpgsql
+set search_path from current
+as $$
+begin
+    return case
+        when key = '' then 'procrastinate_jobs_ready_any_queue_idx'
+        else 'procrastinate_jobs_ready_idx'
+    end;
+end;
+$$;
+
+comment on function _procrastinate_ready_index is
+'The index that is read for the ready jobs of a queue (empty: of all queues).';
+
+create function _procrastinate_floor_key(key text, priority integer)
+returns text
+language plpgsql
+set search_path from current
+as $$
+begin
+    return key || ' ' || priority;
+end;
+$$;
+
+comment on function _procrastinate_floor_key is
+'Under which key the floor of a level is noted.';
+
+create function _procrastinate_first_of_levels(key text, max_levels integer)
+returns table (priority integer, ready_seq bigint)
+language plpgsql
+set search_path from current
+as $$
+begin
+    -- From level to level by its index, since few are in use.
+    if key = '' then
+        return query
+        with recursive level as (
+            (
+                select job.priority, job.ready_seq
+                from procrastinate_jobs as job
+                where job.ready_seq + 0 is not null
+                order by job.priority desc, job.ready_seq
+                limit 1
+            )
+            union all
+            select below.priority, below.ready_seq
+            from level
+            cross join lateral (
+                select job.priority, job.ready_seq
+                from procrastinate_jobs as job
+                where job.ready_seq + 0 is not null and job.priority < level.priority
+                order by job.priority desc, job.ready_seq
+                limit 1
+            ) as below
+        )
+        select level.priority, level.ready_seq from level limit max_levels;
+        return;
+    end if;
+
+    return query
+    with recursive level as (
+        (
+            select job.priority, job.ready_seq
+            from procrastinate_jobs as job
+            where job.queue_name = key and job.ready_seq is not null
+            order by job.priority desc, job.ready_seq
+            limit 1
+        )
+        union all
+        select below.priority, below.ready_seq
+        from level
+        cross join lateral (
+            select job.priority, job.ready_seq
+            from procrastinate_jobs as job
+            where
+                job.queue_name = key and job.ready_seq is not null
+                and job.priority < level.priority
+            order by job.priority desc, job.ready_seq
+            limit 1
+        ) as below
+    )
+    select level.priority, level.ready_seq from level limit max_levels;
+end;
+$$;
+
+comment on function _procrastinate_first_of_levels is
+'The first turn of each level of a queue (empty: of all queues), from the highest priority down.';
+
+create function _procrastinate_add_levels(key text, priorities integer[])
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+declare
+    adds constant boolean := coalesce(current_setting('procrastinate.adds_levels', true), '') = 'on';
+    missing constant integer[] := array(
+        -- Most jobs have the priority 0: one that comes while there are none is to be found.
+        select used.priority from unnest(priorities || 0) as used (priority)
+        except
+        select level.priority from procrastinate_levels as level where level.queue_name = key
+    );
+begin
+    if adds or missing = '{}' then
+        return adds;
+    end if;
+    perform set_config('procrastinate.adds_levels', 'on', true);
+    -- Nobody waits for another's row: whoever adds some now will let the others know by committing.
+    if pg_try_advisory_xact_lock(
+        hashtextextended('procrastinate_levels', 'procrastinate_levels'::regclass::oid::bigint)
+    ) then
+        insert into procrastinate_levels (queue_name, priority)
+        select key, added.priority from unnest(missing) as added (priority)
+        on conflict do nothing;
+    end if;
+    return true;
+end;
+$$;
+
+comment on function _procrastinate_add_levels is
+'Note these priorities as used in a queue (empty: in any). Returns whether some are not yet '
+'committed, of those of any queue: of a transaction, the first survey only adds levels.';
+
+create function _procrastinate_raise_floors(queue_names text[], last_id bigint, newest bigint)
+returns void
+language plpgsql
+set search_path from current
+as $$
+declare
+    last_priority integer;
+    last_seq bigint;
+begin
+    if queue_names = '{}' then
+        return;
+    end if;
+    select job.priority, job.ready_seq into last_priority, last_seq
+    from procrastinate_jobs as job
+    where job.id = last_id;
+
+    perform _procrastinate_set_floor(level.key, level.floor)
+    from (
+        select
+            _procrastinate_floor_key(level.queue_name, level.priority) as key,
+            -- A little lower: a turn is drawn some time before it can be seen.
+            case when level.priority = last_priority then last_seq else newest end - 100 as floor
+        from procrastinate_levels as level
+        where
+            level.queue_name = any(queue_names)
+            and level.priority >= coalesce(last_priority, level.priority)
+    ) as level
+    -- Not for a few: noting costs more than passing them.
+    where level.floor > _procrastinate_floor(level.key) + 50;
+end;
+$$;
+
+comment on function _procrastinate_raise_floors is
+'After a look from the floors: let the next ones begin where this one ended. That is at the last '
+'job that was taken, if all that were wanted were found (last_id); the levels above it, or without '
+'it all levels, were seen as far as to the newest turn before the look.';
 
 -- Who is next: the only code that lets a job with a lock start (docs/decisions/0002-locks.md).
 --
@@ -1972,22 +2203,10 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    with head as materialized (
-        select
-            job.id,
-            named.lock,
-            named.place,
-            holder.id as holder_id,
-            holder.status as holder_status,
-            holder.id is null and job.due_at is null as may_start
+    -- Of most locks that are looked at a job runs: that is all there is to know of them.
+    with idle as materialized (
+        select named.lock, named.place, holder.id as ready_id
         from unnest(locks) with ordinality as named (lock, place)
-        cross join lateral (
-            select first.id, first.due_at
-            from procrastinate_jobs as first
-            where first.lock = named.lock and first.status = 'todo'
-            order by first.priority desc, first.id
-            limit 1
-        ) as job
         left join lateral (
             select holder.id, holder.status
             from procrastinate_jobs as holder
@@ -1996,6 +2215,23 @@ begin
                 and (holder.status = 'doing' or holder.ready_seq is not null)
             limit 1
         ) as holder on true
+        where holder.status is distinct from 'doing'
+    ),
+    head as materialized (
+        select
+            job.id,
+            idle.lock,
+            idle.place,
+            idle.ready_id,
+            idle.ready_id is null and job.due_at is null as may_start
+        from idle
+        cross join lateral (
+            select first.id, first.due_at
+            from procrastinate_jobs as first
+            where first.lock = idle.lock and first.status = 'todo'
+            order by first.priority desc, first.id
+            limit 1
+        ) as job
     ),
     free as materialized (
         select job.id, job.priority, head.place
@@ -2018,8 +2254,7 @@ begin
             where head.may_start and head.id not in (select free.id from free)
         ),
         (
-            select array_agg(head.lock) from head
-            where head.holder_status = 'todo' and head.holder_id <> head.id
+            select array_agg(head.lock) from head where head.ready_id <> head.id
         )
     into heads, held, overtaken;
     return next;
@@ -2242,13 +2477,11 @@ as $$
 declare
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx');
-    at_floor constant boolean := _procrastinate_begins_at_floor('');
-    effort bigint;
     picked bigint[];
 begin
-    if at_floor then
+    if _procrastinate_looks_from_floors('') then
         picked := _procrastinate_pick_above_floors(max_jobs);
-        perform _procrastinate_set_floors(array[''], picked[max_jobs], newest, false);
+        perform _procrastinate_raise_floors(array[''], picked[max_jobs], newest);
         return picked;
     end if;
 
@@ -2270,10 +2503,9 @@ begin
         limit max_jobs
         for update skip locked
     );
-    effort := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before
-        - max_jobs / 50;
-    if effort > 0 or at_floor is null then
-        perform _procrastinate_note_floors(array[''], picked, max_jobs, newest, effort);
+    if _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before - max_jobs / 50 > 15
+    then
+        perform _procrastinate_survey('');
     end if;
     return picked;
 end;
@@ -2290,7 +2522,9 @@ begin
     return array(
         select ready.id
         from (
-            select level.priority, _procrastinate_floor(' ' || level.priority) as floor
+            select
+                level.priority,
+                _procrastinate_floor(_procrastinate_floor_key('', level.priority)) as floor
             from procrastinate_levels as level
             where level.queue_name = ''
             order by level.priority desc
@@ -2332,16 +2566,16 @@ as $$
 declare
     crowded text[];
     others text[];
-    is_due boolean;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
-    before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_idx');
+    before bigint;
     effort bigint;
     seen bigint[] := array[]::bigint[];
     window_ids bigint[];
     picked bigint[] := array[]::bigint[];
 begin
-    select part.at_floor, part.at_start, part.is_due into crowded, others, is_due
+    select part.at_floor, part.at_start into crowded, others
     from _procrastinate_part_by_floor(queue_names) as part;
+    before := _procrastinate_effort('procrastinate_jobs_ready_idx');
 
     -- Merge the heads of the queues without holding them, then take that many and no more: rows
     -- that another session holds are left out, and the next round looks behind them.
@@ -2371,11 +2605,11 @@ begin
         );
     end loop;
 
-    perform _procrastinate_set_floors(crowded, picked[max_jobs], newest, false);
+    perform _procrastinate_raise_floors(crowded, picked[max_jobs], newest);
     effort := _procrastinate_effort('procrastinate_jobs_ready_idx') - before
         - 3 * cardinality(queue_names) - max_jobs / 50;
-    if effort > 0 or is_due then
-        perform _procrastinate_note_floors(others, picked, max_jobs, newest, effort);
+    if effort > 15 then
+        perform _procrastinate_survey(named.queue) from unnest(others) as named (queue);
     end if;
     return picked;
 end;
@@ -2416,7 +2650,9 @@ begin
                 select
                     level.queue_name,
                     level.priority,
-                    _procrastinate_floor(level.queue_name || ' ' || level.priority) as floor
+                    _procrastinate_floor(
+                        _procrastinate_floor_key(level.queue_name, level.priority)
+                    ) as floor
                 from procrastinate_levels as level
                 where level.queue_name = any(crowded)
             ) as level
@@ -2461,7 +2697,9 @@ begin
     return array(
         select ready.id
         from (
-            select level.priority, _procrastinate_floor(' ' || level.priority) as floor
+            select
+                level.priority,
+                _procrastinate_floor(_procrastinate_floor_key('', level.priority)) as floor
             from procrastinate_levels as level
             where level.queue_name = ''
             order by level.priority desc
@@ -2494,26 +2732,22 @@ declare
     keys constant text[] := coalesce(queue_names, array['']);
     crowded text[];
     others text[];
-    is_due boolean;
-    newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
-    index constant regclass := case
-        when queue_names is null then 'procrastinate_jobs_ready_any_queue_idx'
-        else 'procrastinate_jobs_ready_idx'
-    end;
-    before constant bigint := _procrastinate_effort(index);
-    ready bigint[];
+    index constant regclass := _procrastinate_ready_index(keys[1]);
+    before bigint;
     effort bigint;
+    ready bigint[];
 begin
-    select part.at_floor, part.at_start, part.is_due into crowded, others, is_due
+    select part.at_floor, part.at_start into crowded, others
     from _procrastinate_part_by_floor(keys) as part;
+    before := _procrastinate_effort(index);
 
     ready := case
         when queue_names is null then _procrastinate_peek_all(crowded <> '{}', up_to)
         else _procrastinate_peek(others, crowded, array[]::bigint[], up_to)
     end;
     effort := _procrastinate_effort(index) - before - 3 * cardinality(keys) - up_to / 50;
-    if effort > 0 or is_due then
-        perform _procrastinate_note_floors(others, ready[:1], 1, newest, effort);
+    if effort > 15 then
+        perform _procrastinate_survey(named.queue) from unnest(others) as named (queue);
     end if;
     return cardinality(ready);
 end;
@@ -2521,120 +2755,8 @@ $$;
 
 comment on function _procrastinate_count_ready is
 'How many jobs of these queues (null: all) are ready, whoever holds their rows? Counted no further '
-'than asked for. A look from the start that had to pass many entries notes floors, so that the '
-'claim of this fetch need not look so as well.';
-
-create function _procrastinate_note_floors(
-    queue_names text[],
-    picked bigint[],
-    max_jobs integer,
-    newest bigint,
-    effort bigint
-)
-returns void
-language plpgsql
-set search_path from current
-as $$
-begin
-    -- A floor is seen by all at once, a level when it is committed: whoever began at floors without
-    -- the level of a job would not find it. So the levels come first, the floors with a later look.
-    if effort > 15 and _procrastinate_add_levels(queue_names, picked) then
-        perform _procrastinate_note_effort(named.queue, 0)
-        from unnest(queue_names) as named (queue);
-        return;
-    end if;
-    perform _procrastinate_set_floors(
-        array(
-            select named.queue from unnest(queue_names) as named (queue)
-            where _procrastinate_note_effort(named.queue, effort)
-        ),
-        picked[max_jobs], newest, true
-    );
-end;
-$$;
-
-comment on function _procrastinate_note_floors is
-'After a look from the start with this effort: if that was much, let the next ones begin at the '
-'floors of these queues.';
-
-create function _procrastinate_add_levels(queue_names text[], picked bigint[])
-returns boolean
-language plpgsql
-set search_path from current
-as $$
-begin
-    -- Nobody waits for another's row: whoever adds some now will let the others know by committing.
-    if not pg_try_advisory_xact_lock(
-        hashtextextended('procrastinate_levels', 'procrastinate_levels'::regclass::oid::bigint)
-    ) then
-        return true;
-    end if;
-
-    insert into procrastinate_levels (queue_name, priority)
-    select
-        named.queue,
-        used.priority
-    from unnest(queue_names) as named (queue)
-    cross join lateral (
-        select job.priority
-        from procrastinate_jobs as job
-        where job.id = any(picked) and named.queue in ('', job.queue_name)
-        union
-        -- Most jobs have it: one that comes while there are none is to be found.
-        select 0
-    ) as used
-    on conflict do nothing;
-    return found;
-end;
-$$;
-
-comment on function _procrastinate_add_levels is
-'Note the priorities of these jobs as used in these queues. Returns whether some are not yet '
-'committed.';
-
-create function _procrastinate_set_floors(
-    queue_names text[],
-    last_id bigint,
-    newest bigint,
-    was_from_start boolean
-)
-returns void
-language plpgsql
-set search_path from current
-as $$
-declare
-    last_priority integer;
-    last_seq bigint;
-begin
-    if queue_names = '{}' then
-        return;
-    end if;
-    select job.priority, job.ready_seq into last_priority, last_seq
-    from procrastinate_jobs as job
-    where job.id = last_id;
-
-    perform _procrastinate_set_floor(level.key, level.floor)
-    from (
-        select
-            level.queue_name || ' ' || level.priority as key,
-            -- A little lower: a turn is drawn some time before it can be seen.
-            case
-                when level.priority > last_priority or last_priority is null then newest
-                when level.priority = last_priority then last_seq
-                else 0
-            end - 100 as floor
-        from procrastinate_levels as level
-        where level.queue_name = any(queue_names)
-    ) as level
-    -- Else not for a few: noting costs more than passing them.
-    where was_from_start or level.floor > _procrastinate_floor(level.key) + 50;
-end;
-$$;
-
-comment on function _procrastinate_set_floors is
-'After a look: let the next ones begin where this one ended. That is at the last job that was '
-'taken, if all that were wanted were found (last_id); the levels above it, or without it all '
-'levels, were seen as far as to the newest turn before the look, and those below not at all.';
+'than asked for. After a look from the start that had to pass many entries the claim of this fetch '
+'begins at floors.';
 
 -- Claim the jobs that a worker is to run now.
 
@@ -3061,8 +3183,7 @@ declare
     ordinals integer[];
     job_ids bigint[];
     statuses procrastinate_job_status[];
-    locks text[];
-    queue_names text[];
+    left_locks procrastinate_left_lock[];
 begin
     perform _procrastinate_act(true);
     with decided as materialized (
@@ -3074,7 +3195,8 @@ begin
         where
             job.id = any(array[decided.job_id])
             and not decided.waits and decided.keep_finished = interval '0'
-        returning decided.ordinal, job.id, decided.status, job.lock, job.queue_name
+        returning
+            decided.ordinal, job.id, decided.status, job.lock, job.priority, job.queue_name
     ),
     ended as (
         update procrastinate_jobs as job
@@ -3095,7 +3217,8 @@ begin
         where
             job.id = any(array[decided.job_id])
             and (decided.waits or decided.keep_finished is distinct from interval '0')
-        returning decided.ordinal, job.id, decided.status, job.lock, job.queue_name
+        returning
+            decided.ordinal, job.id, decided.status, job.lock, job.priority, job.queue_name
     ),
     done as (
         select * from removed
@@ -3105,14 +3228,13 @@ begin
     select
         array_agg(done.ordinal), array_agg(done.id), array_agg(done.status),
         -- What waits again has said so itself (procrastinate_job_waits).
-        array_agg(distinct done.lock collate "C")
-        filter (where done.lock is not null and done.status <> 'todo'),
-        array_agg(distinct done.queue_name) filter (where done.lock is not null)
-    into ordinals, job_ids, statuses, locks, queue_names
+        array_agg((done.lock, done.priority, done.id, done.queue_name)::procrastinate_left_lock)
+        filter (where done.lock is not null and done.status <> 'todo')
+    into ordinals, job_ids, statuses, left_locks
     from done;
 
     perform _procrastinate_act(false);
-    perform _procrastinate_leave_locks(locks, queue_names);
+    perform _procrastinate_leave_locks(left_locks);
     return query select * from unnest(ordinals, job_ids, statuses);
 end;
 $$;
@@ -3226,31 +3348,61 @@ comment on function _procrastinate_hold_runs is
 'each other; and only then decide, so that what was asked of them meanwhile counts. Outcomes of '
 'runs that are not the running one are left out.';
 
-create function _procrastinate_leave_locks(locks text[], queue_names text[])
+create function _procrastinate_leave_locks(left_locks procrastinate_left_lock[])
 returns void
 language plpgsql
 set search_path from current
 as $$
 begin
-    if locks is null then
+    if left_locks is null then
         return;
     end if;
-    perform _procrastinate_append_events(locks);
+    perform _procrastinate_append_events(array(
+        select done.lock
+        from unnest(left_locks) with ordinality as done (lock, priority, id, queue_name, place)
+        order by done.place
+    ));
 
     -- Whose turn is next is not decided here: wake whoever is likely to find out and to run it. An
     -- older snapshot does not see who waits by now.
     if current_setting('transaction_isolation') <> 'read committed' then
-        perform _procrastinate_notify_queue(own.queue) from unnest(queue_names) as own (queue);
+        perform _procrastinate_notify_queue(own.queue)
+        from (
+            select distinct done.queue_name as queue from unnest(left_locks) as done
+        ) as own;
     end if;
     perform _procrastinate_notify_queue(next_up.queue_name)
     from (
         select distinct head.queue_name
-        from unnest(locks) as named (lock)
+        from unnest(left_locks) as done (lock, priority, id, queue_name)
         cross join lateral (
-            select job.queue_name
-            from procrastinate_jobs as job
-            where job.lock = named.lock and job.status = 'todo'
-            order by job.priority desc, job.id
+            -- Not from the start of the lock: while a snapshot is held, that leads through all that
+            -- it has run.
+            (
+                select job.queue_name
+                from procrastinate_jobs as job
+                where job.lock = done.lock and job.status = 'todo' and job.priority > done.priority
+                order by job.priority desc, job.id
+                limit 1
+            )
+            union all
+            (
+                select job.queue_name
+                from procrastinate_jobs as job
+                where
+                    job.lock = done.lock and job.status = 'todo'
+                    and job.priority = done.priority and job.id > done.id
+                order by job.priority desc, job.id
+                limit 1
+            )
+            union all
+            (
+                select job.queue_name
+                from procrastinate_jobs as job
+                where job.lock = done.lock and job.status = 'todo' and job.priority < done.priority
+                order by job.priority desc, job.id
+                limit 1
+            )
             limit 1
         ) as head
     ) as next_up;
@@ -3258,8 +3410,7 @@ end;
 $$;
 
 comment on function _procrastinate_leave_locks is
-'Note that another job of these locks (null: of none), which jobs of these queues have left, may '
-'be next.';
+'Note that another job of these locks (null: of none) may be next.';
 
 -- End many runs in one statement.
 
@@ -3500,8 +3651,7 @@ as $$
 declare
     ended_at constant timestamptz := clock_timestamp();
     places integer[];
-    locks text[];
-    queue_names text[];
+    left_locks procrastinate_left_lock[];
 begin
     perform _procrastinate_act(true);
     with held as materialized (
@@ -3528,7 +3678,7 @@ begin
         delete from procrastinate_jobs as job
         using held
         where job.id = any(array[held.id]) and held.keep_finished = interval '0'
-        returning held.place, job.lock, job.queue_name
+        returning held.place, job.id, job.lock, job.priority, job.queue_name
     ),
     kept as (
         update procrastinate_jobs as job
@@ -3539,7 +3689,7 @@ begin
             purge_at = ended_at + held.keep_finished
         from held
         where job.id = any(array[held.id]) and held.keep_finished is distinct from interval '0'
-        returning held.place, job.lock, job.queue_name
+        returning held.place, job.id, job.lock, job.priority, job.queue_name
     ),
     done as (
         select * from removed
@@ -3548,13 +3698,13 @@ begin
     )
     select
         array_agg(done.place::integer),
-        array_agg(distinct done.lock collate "C") filter (where done.lock is not null),
-        array_agg(distinct done.queue_name) filter (where done.lock is not null)
-    into places, locks, queue_names
+        array_agg((done.lock, done.priority, done.id, done.queue_name)::procrastinate_left_lock)
+        filter (where done.lock is not null)
+    into places, left_locks
     from done;
     perform _procrastinate_act(false);
 
-    perform _procrastinate_leave_locks(locks, queue_names);
+    perform _procrastinate_leave_locks(left_locks);
     return coalesce(places, array[]::integer[]);
 end;
 $$;

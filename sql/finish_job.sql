@@ -77,8 +77,7 @@ declare
     ordinals integer[];
     job_ids bigint[];
     statuses procrastinate_job_status[];
-    locks text[];
-    queue_names text[];
+    left_locks procrastinate_left_lock[];
 begin
     perform _procrastinate_act(true);
     with decided as materialized (
@@ -90,7 +89,8 @@ begin
         where
             job.id = any(array[decided.job_id])
             and not decided.waits and decided.keep_finished = interval '0'
-        returning decided.ordinal, job.id, decided.status, job.lock, job.queue_name
+        returning
+            decided.ordinal, job.id, decided.status, job.lock, job.priority, job.queue_name
     ),
     ended as (
         update procrastinate_jobs as job
@@ -111,7 +111,8 @@ begin
         where
             job.id = any(array[decided.job_id])
             and (decided.waits or decided.keep_finished is distinct from interval '0')
-        returning decided.ordinal, job.id, decided.status, job.lock, job.queue_name
+        returning
+            decided.ordinal, job.id, decided.status, job.lock, job.priority, job.queue_name
     ),
     done as (
         select * from removed
@@ -121,14 +122,13 @@ begin
     select
         array_agg(done.ordinal), array_agg(done.id), array_agg(done.status),
         -- What waits again has said so itself (procrastinate_job_waits).
-        array_agg(distinct done.lock collate "C")
-        filter (where done.lock is not null and done.status <> 'todo'),
-        array_agg(distinct done.queue_name) filter (where done.lock is not null)
-    into ordinals, job_ids, statuses, locks, queue_names
+        array_agg((done.lock, done.priority, done.id, done.queue_name)::procrastinate_left_lock)
+        filter (where done.lock is not null and done.status <> 'todo')
+    into ordinals, job_ids, statuses, left_locks
     from done;
 
     perform _procrastinate_act(false);
-    perform _procrastinate_leave_locks(locks, queue_names);
+    perform _procrastinate_leave_locks(left_locks);
     return query select * from unnest(ordinals, job_ids, statuses);
 end;
 $$;
@@ -242,31 +242,61 @@ comment on function _procrastinate_hold_runs is
 'each other; and only then decide, so that what was asked of them meanwhile counts. Outcomes of '
 'runs that are not the running one are left out.';
 
-create function _procrastinate_leave_locks(locks text[], queue_names text[])
+create function _procrastinate_leave_locks(left_locks procrastinate_left_lock[])
 returns void
 language plpgsql
 set search_path from current
 as $$
 begin
-    if locks is null then
+    if left_locks is null then
         return;
     end if;
-    perform _procrastinate_append_events(locks);
+    perform _procrastinate_append_events(array(
+        select done.lock
+        from unnest(left_locks) with ordinality as done (lock, priority, id, queue_name, place)
+        order by done.place
+    ));
 
     -- Whose turn is next is not decided here: wake whoever is likely to find out and to run it. An
     -- older snapshot does not see who waits by now.
     if current_setting('transaction_isolation') <> 'read committed' then
-        perform _procrastinate_notify_queue(own.queue) from unnest(queue_names) as own (queue);
+        perform _procrastinate_notify_queue(own.queue)
+        from (
+            select distinct done.queue_name as queue from unnest(left_locks) as done
+        ) as own;
     end if;
     perform _procrastinate_notify_queue(next_up.queue_name)
     from (
         select distinct head.queue_name
-        from unnest(locks) as named (lock)
+        from unnest(left_locks) as done (lock, priority, id, queue_name)
         cross join lateral (
-            select job.queue_name
-            from procrastinate_jobs as job
-            where job.lock = named.lock and job.status = 'todo'
-            order by job.priority desc, job.id
+            -- Not from the start of the lock: while a snapshot is held, that leads through all that
+            -- it has run.
+            (
+                select job.queue_name
+                from procrastinate_jobs as job
+                where job.lock = done.lock and job.status = 'todo' and job.priority > done.priority
+                order by job.priority desc, job.id
+                limit 1
+            )
+            union all
+            (
+                select job.queue_name
+                from procrastinate_jobs as job
+                where
+                    job.lock = done.lock and job.status = 'todo'
+                    and job.priority = done.priority and job.id > done.id
+                order by job.priority desc, job.id
+                limit 1
+            )
+            union all
+            (
+                select job.queue_name
+                from procrastinate_jobs as job
+                where job.lock = done.lock and job.status = 'todo' and job.priority < done.priority
+                order by job.priority desc, job.id
+                limit 1
+            )
             limit 1
         ) as head
     ) as next_up;
@@ -274,5 +304,4 @@ end;
 $$;
 
 comment on function _procrastinate_leave_locks is
-'Note that another job of these locks (null: of none), which jobs of these queues have left, may '
-'be next.';
+'Note that another job of these locks (null: of none) may be next.';

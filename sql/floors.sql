@@ -2,7 +2,7 @@
 --
 -- A snapshot that is held open (a report, pg_dump, a forgotten begin) keeps the index entries of
 -- all jobs that have been claimed since, and each look from the start of the index passes them.
--- So a look that had to pass many notes how far it came, its floor, and for a second or so others
+-- So a look that had to pass many notes how far it came, its floor, and for a second or two others
 -- begin there; then one of them looks from the start again. Else everybody does: a floor is a hint,
 -- and what lies below it (a producer that committed late, a claim rolled back) is found by the next
 -- such look (docs/decisions/0006-floors.md).
@@ -25,18 +25,6 @@ begin
     end loop;
 end;
 $$;
-
-create table procrastinate_levels (
-    queue_name text,
-    priority integer,
-    primary key (queue_name, priority)
-);
-
-comment on table procrastinate_levels is
-'Priorities that were in use while a floor was needed: each has a floor of its own.';
-comment on column procrastinate_levels.queue_name is
-'Name of the queue; empty for fetches from all queues.';
-comment on column procrastinate_levels.priority is 'A priority of jobs in it.';
 
 create function _procrastinate_floor(key text)
 returns bigint
@@ -127,28 +115,6 @@ comment on function _procrastinate_begins_at_floor is
 'at the start, while others go on at the floor for a moment; it must be noted what it took '
 '(_procrastinate_note_effort).';
 
-create function _procrastinate_part_by_floor(keys text[])
-returns table (at_floor text[], at_start text[], is_due boolean)
-language plpgsql
-set search_path from current
-as $$
-begin
-    return query
-    select
-        coalesce(array_agg(named.key) filter (where named.begins_at_floor), '{}'),
-        coalesce(array_agg(named.key) filter (where named.begins_at_floor is not true), '{}'),
-        coalesce(bool_or(named.begins_at_floor is null), false)
-    from (
-        select given.key, _procrastinate_begins_at_floor(given.key) as begins_at_floor
-        from (select distinct unnest(keys) as key) as given
-    ) as named;
-end;
-$$;
-
-comment on function _procrastinate_part_by_floor is
-'Which of these are looked through from their floors by the look that follows, and which from the '
-'start (as _procrastinate_begins_at_floor says)? With is_due, it must be noted what the look took.';
-
 create function _procrastinate_next_look(keys text[])
 returns timestamptz
 language plpgsql
@@ -194,12 +160,13 @@ begin
         end if;
         return false;
     end if;
-    -- A block of entries, with their rows, costs some twenty microseconds to pass: that is a fiftieth
-    -- of the time; where there are very many a tenth, lest what is hidden waits for too long.
+    -- An entry costs some microsecond to pass, since its row lies anywhere in memory: looks from the
+    -- start take a fiftieth of the time of one session; where there are very many a seventh, lest
+    -- what is hidden waits for too long.
     perform _procrastinate_set_floor(
         'until ' || key,
         (extract(epoch from clock_timestamp()) * 1000)::bigint
-        + greatest(least(effort, 1000), effort / 5)
+        + greatest(least(effort * 4, 2000), effort / 2)
     );
     return true;
 end;
@@ -207,5 +174,5 @@ $$;
 
 comment on function _procrastinate_note_effort is
 'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
-'while: in milliseconds as many as the blocks it read, up to a second, or a fifth of them, if that '
-'is more. Returns whether it did; if not, all looks begin at the start.';
+'while: in milliseconds four times the effort, up to two seconds, or half of it, if that is more. '
+'Returns whether it did; if not, all looks begin at the start.';

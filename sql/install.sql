@@ -23,6 +23,7 @@ begin;
 
 -- Fetch jobs.
 \ir floors.sql
+\ir levels.sql
 \ir settle_locks.sql
 \ir promote_due.sql
 \ir pick_jobs.sql

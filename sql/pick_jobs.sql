@@ -29,13 +29,11 @@ as $$
 declare
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx');
-    at_floor constant boolean := _procrastinate_begins_at_floor('');
-    effort bigint;
     picked bigint[];
 begin
-    if at_floor then
+    if _procrastinate_looks_from_floors('') then
         picked := _procrastinate_pick_above_floors(max_jobs);
-        perform _procrastinate_set_floors(array[''], picked[max_jobs], newest, false);
+        perform _procrastinate_raise_floors(array[''], picked[max_jobs], newest);
         return picked;
     end if;
 
@@ -57,10 +55,9 @@ begin
         limit max_jobs
         for update skip locked
     );
-    effort := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before
-        - max_jobs / 50;
-    if effort > 0 or at_floor is null then
-        perform _procrastinate_note_floors(array[''], picked, max_jobs, newest, effort);
+    if _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx') - before - max_jobs / 50 > 15
+    then
+        perform _procrastinate_survey('');
     end if;
     return picked;
 end;
@@ -77,7 +74,9 @@ begin
     return array(
         select ready.id
         from (
-            select level.priority, _procrastinate_floor(' ' || level.priority) as floor
+            select
+                level.priority,
+                _procrastinate_floor(_procrastinate_floor_key('', level.priority)) as floor
             from procrastinate_levels as level
             where level.queue_name = ''
             order by level.priority desc
@@ -119,16 +118,16 @@ as $$
 declare
     crowded text[];
     others text[];
-    is_due boolean;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
-    before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_idx');
+    before bigint;
     effort bigint;
     seen bigint[] := array[]::bigint[];
     window_ids bigint[];
     picked bigint[] := array[]::bigint[];
 begin
-    select part.at_floor, part.at_start, part.is_due into crowded, others, is_due
+    select part.at_floor, part.at_start into crowded, others
     from _procrastinate_part_by_floor(queue_names) as part;
+    before := _procrastinate_effort('procrastinate_jobs_ready_idx');
 
     -- Merge the heads of the queues without holding them, then take that many and no more: rows
     -- that another session holds are left out, and the next round looks behind them.
@@ -158,11 +157,11 @@ begin
         );
     end loop;
 
-    perform _procrastinate_set_floors(crowded, picked[max_jobs], newest, false);
+    perform _procrastinate_raise_floors(crowded, picked[max_jobs], newest);
     effort := _procrastinate_effort('procrastinate_jobs_ready_idx') - before
         - 3 * cardinality(queue_names) - max_jobs / 50;
-    if effort > 0 or is_due then
-        perform _procrastinate_note_floors(others, picked, max_jobs, newest, effort);
+    if effort > 15 then
+        perform _procrastinate_survey(named.queue) from unnest(others) as named (queue);
     end if;
     return picked;
 end;
@@ -203,7 +202,9 @@ begin
                 select
                     level.queue_name,
                     level.priority,
-                    _procrastinate_floor(level.queue_name || ' ' || level.priority) as floor
+                    _procrastinate_floor(
+                        _procrastinate_floor_key(level.queue_name, level.priority)
+                    ) as floor
                 from procrastinate_levels as level
                 where level.queue_name = any(crowded)
             ) as level
@@ -248,7 +249,9 @@ begin
     return array(
         select ready.id
         from (
-            select level.priority, _procrastinate_floor(' ' || level.priority) as floor
+            select
+                level.priority,
+                _procrastinate_floor(_procrastinate_floor_key('', level.priority)) as floor
             from procrastinate_levels as level
             where level.queue_name = ''
             order by level.priority desc
@@ -281,26 +284,22 @@ declare
     keys constant text[] := coalesce(queue_names, array['']);
     crowded text[];
     others text[];
-    is_due boolean;
-    newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
-    index constant regclass := case
-        when queue_names is null then 'procrastinate_jobs_ready_any_queue_idx'
-        else 'procrastinate_jobs_ready_idx'
-    end;
-    before constant bigint := _procrastinate_effort(index);
-    ready bigint[];
+    index constant regclass := _procrastinate_ready_index(keys[1]);
+    before bigint;
     effort bigint;
+    ready bigint[];
 begin
-    select part.at_floor, part.at_start, part.is_due into crowded, others, is_due
+    select part.at_floor, part.at_start into crowded, others
     from _procrastinate_part_by_floor(keys) as part;
+    before := _procrastinate_effort(index);
 
     ready := case
         when queue_names is null then _procrastinate_peek_all(crowded <> '{}', up_to)
         else _procrastinate_peek(others, crowded, array[]::bigint[], up_to)
     end;
     effort := _procrastinate_effort(index) - before - 3 * cardinality(keys) - up_to / 50;
-    if effort > 0 or is_due then
-        perform _procrastinate_note_floors(others, ready[:1], 1, newest, effort);
+    if effort > 15 then
+        perform _procrastinate_survey(named.queue) from unnest(others) as named (queue);
     end if;
     return cardinality(ready);
 end;
@@ -308,117 +307,5 @@ $$;
 
 comment on function _procrastinate_count_ready is
 'How many jobs of these queues (null: all) are ready, whoever holds their rows? Counted no further '
-'than asked for. A look from the start that had to pass many entries notes floors, so that the '
-'claim of this fetch need not look so as well.';
-
-create function _procrastinate_note_floors(
-    queue_names text[],
-    picked bigint[],
-    max_jobs integer,
-    newest bigint,
-    effort bigint
-)
-returns void
-language plpgsql
-set search_path from current
-as $$
-begin
-    -- A floor is seen by all at once, a level when it is committed: whoever began at floors without
-    -- the level of a job would not find it. So the levels come first, the floors with a later look.
-    if effort > 15 and _procrastinate_add_levels(queue_names, picked) then
-        perform _procrastinate_note_effort(named.queue, 0)
-        from unnest(queue_names) as named (queue);
-        return;
-    end if;
-    perform _procrastinate_set_floors(
-        array(
-            select named.queue from unnest(queue_names) as named (queue)
-            where _procrastinate_note_effort(named.queue, effort)
-        ),
-        picked[max_jobs], newest, true
-    );
-end;
-$$;
-
-comment on function _procrastinate_note_floors is
-'After a look from the start with this effort: if that was much, let the next ones begin at the '
-'floors of these queues.';
-
-create function _procrastinate_add_levels(queue_names text[], picked bigint[])
-returns boolean
-language plpgsql
-set search_path from current
-as $$
-begin
-    -- Nobody waits for another's row: whoever adds some now will let the others know by committing.
-    if not pg_try_advisory_xact_lock(
-        hashtextextended('procrastinate_levels', 'procrastinate_levels'::regclass::oid::bigint)
-    ) then
-        return true;
-    end if;
-
-    insert into procrastinate_levels (queue_name, priority)
-    select
-        named.queue,
-        used.priority
-    from unnest(queue_names) as named (queue)
-    cross join lateral (
-        select job.priority
-        from procrastinate_jobs as job
-        where job.id = any(picked) and named.queue in ('', job.queue_name)
-        union
-        -- Most jobs have it: one that comes while there are none is to be found.
-        select 0
-    ) as used
-    on conflict do nothing;
-    return found;
-end;
-$$;
-
-comment on function _procrastinate_add_levels is
-'Note the priorities of these jobs as used in these queues. Returns whether some are not yet '
-'committed.';
-
-create function _procrastinate_set_floors(
-    queue_names text[],
-    last_id bigint,
-    newest bigint,
-    was_from_start boolean
-)
-returns void
-language plpgsql
-set search_path from current
-as $$
-declare
-    last_priority integer;
-    last_seq bigint;
-begin
-    if queue_names = '{}' then
-        return;
-    end if;
-    select job.priority, job.ready_seq into last_priority, last_seq
-    from procrastinate_jobs as job
-    where job.id = last_id;
-
-    perform _procrastinate_set_floor(level.key, level.floor)
-    from (
-        select
-            level.queue_name || ' ' || level.priority as key,
-            -- A little lower: a turn is drawn some time before it can be seen.
-            case
-                when level.priority > last_priority or last_priority is null then newest
-                when level.priority = last_priority then last_seq
-                else 0
-            end - 100 as floor
-        from procrastinate_levels as level
-        where level.queue_name = any(queue_names)
-    ) as level
-    -- Else not for a few: noting costs more than passing them.
-    where was_from_start or level.floor > _procrastinate_floor(level.key) + 50;
-end;
-$$;
-
-comment on function _procrastinate_set_floors is
-'After a look: let the next ones begin where this one ended. That is at the last job that was '
-'taken, if all that were wanted were found (last_id); the levels above it, or without it all '
-'levels, were seen as far as to the newest turn before the look, and those below not at all.';
+'than asked for. After a look from the start that had to pass many entries the claim of this fetch '
+'begins at floors.';

@@ -65,8 +65,7 @@ as $$
 declare
     ended_at constant timestamptz := clock_timestamp();
     places integer[];
-    locks text[];
-    queue_names text[];
+    left_locks procrastinate_left_lock[];
 begin
     perform _procrastinate_act(true);
     with held as materialized (
@@ -93,7 +92,7 @@ begin
         delete from procrastinate_jobs as job
         using held
         where job.id = any(array[held.id]) and held.keep_finished = interval '0'
-        returning held.place, job.lock, job.queue_name
+        returning held.place, job.id, job.lock, job.priority, job.queue_name
     ),
     kept as (
         update procrastinate_jobs as job
@@ -104,7 +103,7 @@ begin
             purge_at = ended_at + held.keep_finished
         from held
         where job.id = any(array[held.id]) and held.keep_finished is distinct from interval '0'
-        returning held.place, job.lock, job.queue_name
+        returning held.place, job.id, job.lock, job.priority, job.queue_name
     ),
     done as (
         select * from removed
@@ -113,13 +112,13 @@ begin
     )
     select
         array_agg(done.place::integer),
-        array_agg(distinct done.lock collate "C") filter (where done.lock is not null),
-        array_agg(distinct done.queue_name) filter (where done.lock is not null)
-    into places, locks, queue_names
+        array_agg((done.lock, done.priority, done.id, done.queue_name)::procrastinate_left_lock)
+        filter (where done.lock is not null)
+    into places, left_locks
     from done;
     perform _procrastinate_act(false);
 
-    perform _procrastinate_leave_locks(locks, queue_names);
+    perform _procrastinate_leave_locks(left_locks);
     return coalesce(places, array[]::integer[]);
 end;
 $$;

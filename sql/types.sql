@@ -58,3 +58,14 @@ create type procrastinate_new_job as (
 
 comment on type procrastinate_new_job is
 'A job to be created, its defaults filled in, as the functions that defer hand it to each other.';
+
+create type procrastinate_left_lock as (
+    lock text,
+    priority integer,
+    job_id bigint,
+    queue_name text
+);
+
+comment on type procrastinate_left_lock is
+'A lock that a job no longer holds, with its place in the lock and its queue, as the functions that '
+'end runs hand it on.';

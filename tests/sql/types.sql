@@ -1,6 +1,6 @@
 -- The words of the protocol.
 begin;
-select plan(5);
+select plan(6);
 
 select enum_has_labels(
     'procrastinate_job_status',
@@ -10,7 +10,8 @@ select enum_has_labels(
 
 select has_composite(named.type_name, format('there is the row %s', named.type_name))
 from unnest(array[
-    'procrastinate_fetched_job', 'procrastinate_outcome', 'procrastinate_new_job'
+    'procrastinate_fetched_job', 'procrastinate_outcome', 'procrastinate_new_job',
+    'procrastinate_left_lock'
 ]) as named (type_name);
 
 select is_empty(
@@ -21,7 +22,7 @@ select is_empty(
         fn.pronamespace = quote_ident(current_schema())::regnamespace
         and fn.proname ~ '^procrastinate_'
         and concat(pg_get_function_identity_arguments(fn.oid), pg_get_function_result(fn.oid))
-        ~ 'procrastinate_(job_status|outcome|new_job)'
+        ~ 'procrastinate_(job_status|outcome|new_job|left_lock)'
     $$,
     'public functions take and return statuses as text, and no rows of our own making'
 );
