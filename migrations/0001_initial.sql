@@ -108,8 +108,8 @@ create type procrastinate_left_lock as (
 );
 
 comment on type procrastinate_left_lock is
-'A lock that a job no longer holds, with its place in the lock and its queue, as the functions that '
-'end runs hand it on.';
+'A lock that a job no longer holds, with its place in the lock and its queue, as the functions '
+'that end runs hand it on.';
 
 -- What there is to browse: the jobs, what is declared of tasks and queues, and who works.
 --
@@ -1755,8 +1755,8 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    -- Of more the floors would take each other's places.
-    most_levels constant integer := 12;
+    -- Of more, too many floors would take each other's places.
+    most_levels constant integer := 24;
     index constant regclass := _procrastinate_ready_index(key);
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort(index);
@@ -2203,10 +2203,22 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    -- Of most locks that are looked at a job runs: that is all there is to know of them.
-    with idle as materialized (
-        select named.lock, named.place, holder.id as ready_id
+    with head as materialized (
+        select
+            job.id,
+            named.lock,
+            named.place,
+            holder.id as holder_id,
+            holder.status as holder_status,
+            holder.id is null and job.due_at is null as may_start
         from unnest(locks) with ordinality as named (lock, place)
+        cross join lateral (
+            select first.id, first.due_at
+            from procrastinate_jobs as first
+            where first.lock = named.lock and first.status = 'todo'
+            order by first.priority desc, first.id
+            limit 1
+        ) as job
         left join lateral (
             select holder.id, holder.status
             from procrastinate_jobs as holder
@@ -2215,23 +2227,6 @@ begin
                 and (holder.status = 'doing' or holder.ready_seq is not null)
             limit 1
         ) as holder on true
-        where holder.status is distinct from 'doing'
-    ),
-    head as materialized (
-        select
-            job.id,
-            idle.lock,
-            idle.place,
-            idle.ready_id,
-            idle.ready_id is null and job.due_at is null as may_start
-        from idle
-        cross join lateral (
-            select first.id, first.due_at
-            from procrastinate_jobs as first
-            where first.lock = idle.lock and first.status = 'todo'
-            order by first.priority desc, first.id
-            limit 1
-        ) as job
     ),
     free as materialized (
         select job.id, job.priority, head.place
@@ -2254,7 +2249,8 @@ begin
             where head.may_start and head.id not in (select free.id from free)
         ),
         (
-            select array_agg(head.lock) from head where head.ready_id <> head.id
+            select array_agg(head.lock) from head
+            where head.holder_status = 'todo' and head.holder_id <> head.id
         )
     into heads, held, overtaken;
     return next;
@@ -3377,7 +3373,7 @@ begin
         from unnest(left_locks) as done (lock, priority, id, queue_name)
         cross join lateral (
             -- Not from the start of the lock: while a snapshot is held, that leads through all that
-            -- it has run.
+            -- it has run. A little before the job, for one that was committed after a later one.
             (
                 select job.queue_name
                 from procrastinate_jobs as job
@@ -3391,7 +3387,7 @@ begin
                 from procrastinate_jobs as job
                 where
                     job.lock = done.lock and job.status = 'todo'
-                    and job.priority = done.priority and job.id > done.id
+                    and job.priority = done.priority and job.id > done.id - 1000
                 order by job.priority desc, job.id
                 limit 1
             )

@@ -271,7 +271,7 @@ begin
         from unnest(left_locks) as done (lock, priority, id, queue_name)
         cross join lateral (
             -- Not from the start of the lock: while a snapshot is held, that leads through all that
-            -- it has run.
+            -- it has run. A little before the job, for one that was committed after a later one.
             (
                 select job.queue_name
                 from procrastinate_jobs as job
@@ -285,7 +285,7 @@ begin
                 from procrastinate_jobs as job
                 where
                     job.lock = done.lock and job.status = 'todo'
-                    and job.priority = done.priority and job.id > done.id
+                    and job.priority = done.priority and job.id > done.id - 1000
                 order by job.priority desc, job.id
                 limit 1
             )

@@ -56,8 +56,8 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    -- Of more the floors would take each other's places.
-    most_levels constant integer := 12;
+    -- Of more, too many floors would take each other's places.
+    most_levels constant integer := 24;
     index constant regclass := _procrastinate_ready_index(key);
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort(index);

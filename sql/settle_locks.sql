@@ -251,10 +251,22 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    -- Of most locks that are looked at a job runs: that is all there is to know of them.
-    with idle as materialized (
-        select named.lock, named.place, holder.id as ready_id
+    with head as materialized (
+        select
+            job.id,
+            named.lock,
+            named.place,
+            holder.id as holder_id,
+            holder.status as holder_status,
+            holder.id is null and job.due_at is null as may_start
         from unnest(locks) with ordinality as named (lock, place)
+        cross join lateral (
+            select first.id, first.due_at
+            from procrastinate_jobs as first
+            where first.lock = named.lock and first.status = 'todo'
+            order by first.priority desc, first.id
+            limit 1
+        ) as job
         left join lateral (
             select holder.id, holder.status
             from procrastinate_jobs as holder
@@ -263,23 +275,6 @@ begin
                 and (holder.status = 'doing' or holder.ready_seq is not null)
             limit 1
         ) as holder on true
-        where holder.status is distinct from 'doing'
-    ),
-    head as materialized (
-        select
-            job.id,
-            idle.lock,
-            idle.place,
-            idle.ready_id,
-            idle.ready_id is null and job.due_at is null as may_start
-        from idle
-        cross join lateral (
-            select first.id, first.due_at
-            from procrastinate_jobs as first
-            where first.lock = idle.lock and first.status = 'todo'
-            order by first.priority desc, first.id
-            limit 1
-        ) as job
     ),
     free as materialized (
         select job.id, job.priority, head.place
@@ -302,7 +297,8 @@ begin
             where head.may_start and head.id not in (select free.id from free)
         ),
         (
-            select array_agg(head.lock) from head where head.ready_id <> head.id
+            select array_agg(head.lock) from head
+            where head.holder_status = 'todo' and head.holder_id <> head.id
         )
     into heads, held, overtaken;
     return next;

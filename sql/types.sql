@@ -67,5 +67,5 @@ create type procrastinate_left_lock as (
 );
 
 comment on type procrastinate_left_lock is
-'A lock that a job no longer holds, with its place in the lock and its queue, as the functions that '
-'end runs hand it on.';
+'A lock that a job no longer holds, with its place in the lock and its queue, as the functions '
+'that end runs hand it on.';

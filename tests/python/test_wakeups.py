@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
+import psycopg
 import pytest
 from concurrency import (
     SUCCEEDED,
@@ -118,11 +119,11 @@ def replace_it(conn: Connection, worker: Worker) -> Steps:
     yield job
 
 
-def behind_a_lock(conn: Connection, worker: Worker) -> tuple[int, int]:
+def behind_a_lock(conn: Connection, worker: Worker, priority: int = 0) -> tuple[int, int]:
     """A job that runs, from another queue, and one of queue `q` that waits for its lock."""
     running = defer(conn, "a", queue_name="other")
     assert worker.fetch() == [running]
-    return running, defer(conn, "a", queue_name="q")
+    return running, defer(conn, "a", queue_name="q", priority=priority)
 
 
 @way
@@ -131,6 +132,34 @@ def finish_the_job_before_it(conn: Connection, worker: Worker) -> Steps:
     yield None
     worker.finish(running)
     yield following
+
+
+@way
+def finish_the_job_before_a_more_urgent_one(conn: Connection, worker: Worker) -> Steps:
+    running, following = behind_a_lock(conn, worker, priority=5)
+    yield None
+    worker.finish(running)
+    yield following
+
+
+@way
+def finish_the_job_before_a_less_urgent_one(conn: Connection, worker: Worker) -> Steps:
+    running, following = behind_a_lock(conn, worker, priority=-5)
+    yield None
+    worker.finish_many({running: SUCCEEDED})
+    yield following
+
+
+@way
+def finish_the_job_before_one_that_was_committed_late(conn: Connection, worker: Worker) -> Steps:
+    """So that its id is the smaller one."""
+    with psycopg.connect(conn.info.dsn) as producer:
+        late = defer(producer, "a", queue_name="q")
+        running = defer(conn, "a", queue_name="other")
+        assert worker.fetch() == [running]
+    yield None
+    worker.finish(running)
+    yield late
 
 
 @way

@@ -86,7 +86,7 @@ select set_config('procrastinate.adds_levels', '', true);
 select _procrastinate_survey('post');
 select results_eq(
     'select pg_temp.floor_of(''post'', level) from unnest(array[5, 0, -5]) as level',
-    array[900, 3900, 2900]::bigint [],
+    array[900, 3900, 2900]::bigint[],
     'then a floor for each, a little below what waits first, or below all turns'
 );
 select _procrastinate_raise_floors(array['post'], max(job.id), 4000)
@@ -94,7 +94,7 @@ from procrastinate_jobs as job
 where job.ready_seq = 2000;
 select results_eq(
     'select pg_temp.floor_of(''post'', level) from unnest(array[5, 0, -5]) as level',
-    array[1900, 3900, 2900]::bigint [],
+    array[1900, 3900, 2900]::bigint[],
     'a look raises those of the levels that it saw'
 );
 select _procrastinate_raise_floors(array['post'], null, 5000);
@@ -104,7 +104,7 @@ select ok(
 );
 
 insert into procrastinate_jobs (task_name, queue_name, priority)
-select 't', 'motley', number from generate_series(1, 13) as number;
+select 't', 'motley', number from generate_series(1, 25) as number;
 select _procrastinate_note_effort('motley', 1000);
 select _procrastinate_survey('motley');
 select ok(not _procrastinate_is_crowded('motley'), 'of too many levels none are kept');
