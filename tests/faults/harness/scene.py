@@ -277,10 +277,14 @@ class Scene:
             number += 1
 
     def defer_long(self, number: int, seconds: float) -> None:
-        """Defer jobs that take this long, and enter them in a ledger as a producer does."""
+        """Defer jobs that take this long, and enter them in a ledger as a producer does.
+
+        They start before the others that wait.
+        """
         refs = [f"long-{time.monotonic()}-{n}" for n in range(number)]
         self.execute(
-            "select procrastinate_defer_job('long', jsonb_build_object('ref', ref, 'seconds', %s))"
+            "select procrastinate_defer_job("
+            "'long', jsonb_build_object('ref', ref, 'seconds', %s), priority => 100)"
             " from unnest(%s::text[]) as ref",
             seconds,
             refs,
