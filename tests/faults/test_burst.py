@@ -56,17 +56,14 @@ def defer_all(
     return time.monotonic()
 
 
-def buffers_of_a_fetch(connection: Connection, worker: int) -> float | None:
+def buffers_of_a_fetch(connection: Connection) -> float | None:
     """Fetch a hundred jobs and give them back; return the buffers for each, if so many came."""
+    # A new one each time: it has no heartbeat.
+    worker = register_worker(connection)
     row = connection.execute(FETCH, (worker, None, 100)).fetchone()
     assert row is not None
     plan = row[0][0]["Plan"]
-    # `+ 0` is in the index of what a worker holds.
-    connection.execute(
-        "select procrastinate_release_jobs(%(worker)s, array(select id from procrastinate_jobs"
-        " where worker_id + 0 = %(worker)s and status = 'doing'))",
-        {"worker": worker},
-    )
+    connection.execute("select procrastinate_unregister_worker(%s)", (worker,))
     if plan["Actual Rows"] < 100:
         return None
     return float(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]) / 100
@@ -79,13 +76,12 @@ def test_burst(start_scene, size):
         scene.execute("drop function fault_note_change() cascade")
         refs = [f"burst-{number}" for number in range(size.burst)]
         with psycopg.connect(scene.dsn, autocommit=True) as connection:
-            worker = register_worker(connection)
             by_function(connection, refs[:1000])
-            few = [buffers_of_a_fetch(connection, worker) for _ in range(5)]
+            few = [buffers_of_a_fetch(connection) for _ in range(5)]
             for _ in range(2):
                 scene.start_worker("--concurrency", "100")
             scene.wait_for_workers()
-            seconds, urgent, many = burst(scene, connection, worker, refs[1000:])
+            seconds, urgent, many = burst(scene, connection, refs[1000:])
         wait_until(
             lambda: not scene.count("finished_at is null"),
             90 + size.burst / 500,
@@ -123,7 +119,7 @@ def test_burst(start_scene, size):
 
 
 def burst(
-    scene: Scene, connection: Connection, worker: int, refs: Sequence[str]
+    scene: Scene, connection: Connection, refs: Sequence[str]
 ) -> tuple[float, dict[str, float], list[float]]:
     """Defer jobs in three ways at once, and amid them urgent ones, looking at fetches.
 
@@ -146,7 +142,7 @@ def burst(
                 " priority => 100)",
                 (ref,),
             )
-            if buffers := buffers_of_a_fetch(connection, worker):
+            if buffers := buffers_of_a_fetch(connection):
                 many.append(buffers)
             time.sleep(0.05)
         return max(future.result() for future in futures) - began, urgent, many

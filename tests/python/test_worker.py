@@ -790,6 +790,35 @@ async def test_a_worker_that_was_given_up_drops_its_jobs_and_registers_again(
     assert (job.attempts, job.lost) == (2, 1)
 
 
+async def test_a_fetch_that_hears_late_that_the_worker_was_given_up_does_not_stop_the_new_one(
+    app: App,
+    conn: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level("INFO")
+    fetch_jobs = AsyncJobStore.fetch_jobs
+    given_up: list[int] = []
+
+    async def delayed(store: AsyncJobStore, worker_id: int, *args: Any) -> Any:
+        """The first fetch is on its way until the worker has another id."""
+        if not given_up:
+            given_up.append(worker_id)
+            conn.execute("update procrastinate_workers set gone_at = now()")
+            await until(lambda: caplog.text.count("registered as worker") == 2)
+        return await fetch_jobs(store, worker_id, *args)
+
+    monkeypatch.setattr(AsyncJobStore, "fetch_jobs", delayed)
+
+    @app.task
+    async def task() -> None: ...
+
+    job_id = task.defer()
+    async with working(app):
+        job = await until_status(app, job_id, "succeeded")
+    assert job.worker_id not in given_up
+
+
 async def test_a_job_that_is_no_longer_held_is_stopped(app: App):
     stopped = asyncio.Event()
 

@@ -248,6 +248,8 @@ class Scene:
 
     def stop_workers(self) -> None:
         """Let all workers leave in good order."""
+        # One that still starts does not yet heed signals.
+        self.wait_for_workers()
         living = self.living()
         for worker in living:
             worker.terminate()
@@ -321,15 +323,16 @@ class Scene:
         """Interrupt a worker at a moment at which it runs some jobs; defer jobs until it does."""
         deadline = time.monotonic() + 60
         while True:
-            # Other workers may take all of some.
+            # Enough for all workers, with ten slots each.
             if not self.count("task_name = 'long' and finished_at is null"):
-                self.defer_long(10, seconds=2)
-            interrupt()
-            # What was sent before has arrived by then.
-            time.sleep(0.05)
+                self.defer_long(15 * len(self.living()), seconds=2)
             if self.running(worker) >= at_least:
-                return
-            resume()
+                interrupt()
+                # What was sent before has arrived by then.
+                time.sleep(0.05)
+                if self.running(worker) >= at_least:
+                    return
+                resume()
             assert time.monotonic() < deadline, f"{worker.name} runs nothing: see {self.folder}"
             time.sleep(self.random.uniform(0.01, 0.1))
 

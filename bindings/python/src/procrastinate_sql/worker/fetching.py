@@ -88,15 +88,16 @@ class Fetcher:
         looked_in_vain = False
         while not self._stopping:
             self._wake.clear()
-            wanted = self._running.wanted() if self.worker_id is not None else 0
+            worker_id = self.worker_id
+            wanted = self._running.wanted() if worker_id is not None else 0
             # Without `wait`, whatever ends may have freed a lock or deferred another job.
             self._waits_for_room = not (wanted and wait)
             was_idle = self._running.is_idle() and self._finisher.is_idle()
             try:
-                jobs = await self._look(wanted)
+                jobs = await self._look(worker_id, wanted)
                 backoff = delays()
             except RETRIABLE as error:
-                self._note_trouble(error)
+                self._note_trouble(error, worker_id)
                 await asyncio.sleep(next(backoff))
                 continue
             if wanted and not jobs and was_idle and not wait:
@@ -110,9 +111,8 @@ class Fetcher:
             if not wanted or jobs < wanted:
                 await self._wake.wait()
 
-    async def _look(self, wanted: int) -> int:
+    async def _look(self, worker_id: int | None, wanted: int) -> int:
         """Fetch so many jobs; if fewer come, plan when to look again. Returns how many came."""
-        worker_id = self.worker_id
         if worker_id is None:
             return 0
         await self._release_unknown(worker_id)
@@ -139,9 +139,11 @@ class Fetcher:
             await self._store.release_unknown_jobs(worker_id, sorted(known))
             self._next_check = self._loop.time() + DOUBT_STEP
 
-    def _note_trouble(self, error: Exception) -> None:
+    def _note_trouble(self, error: Exception, worker_id: int | None) -> None:
         if isinstance(error, WorkerNotRegistered):
-            self.worker_id = None
+            # Unless it is registered again: the heartbeat may have heard of it before.
+            if self.worker_id == worker_id:
+                self.worker_id = None
         else:
             logger.warning("cannot fetch, trying again: %s", reason(error))
             self._next_check = self._loop.time()
