@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from harness import audit, figures
+from harness import audit, clock, figures
 from harness.evidence import SETUP, SHORT_LEASE, Evidence, read_database, read_ledger, read_runs
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -198,13 +198,13 @@ class Scene:
         clocks: Sequence[Mapping[str, str]] = ({}, {}),
     ) -> None:
         """Start a producer for each clock; they share the jobs, so many a second (0: at once)."""
-        for clock in clocks:
+        for environment in clocks:
             name = f"producer-{len(self.producers) + 1}"
             command = [sys.executable, "-m", "harness.producer", name]
             command += [str(self.size.jobs // len(clocks))]
             command += [str((self.size.rate if rate is None else rate) / len(clocks))]
             command += [str(self.folder / f"{name}.ledger"), *options]
-            variables = {"PROCRASTINATE_DSN": self.producer_dsn, **clock}
+            variables = {"PROCRASTINATE_DSN": self.producer_dsn, **environment}
             self.producers.append(self._start(name, command, variables))
 
     def _start(self, name: str, command: list[str], variables: Mapping[str, str]) -> Process:
@@ -386,7 +386,7 @@ class Scene:
             runs=runs,
             crashes=self.crashes,
             asynchronous=self.asynchronous,
-            clock=time.time() - time.monotonic(),
+            clock=clock.offset(),
             obedient={worker.name for worker in self.workers if worker.told_to_stop},
         )
 
@@ -408,7 +408,7 @@ class Scene:
 
 def wall(moment: float) -> float:
     """Turn the monotonic clock's time into that of the server, which is on the same machine."""
-    return moment + time.time() - time.monotonic()
+    return moment + clock.offset()
 
 
 @contextmanager
