@@ -124,56 +124,31 @@ returns table (priority integer, ready_seq bigint)
 language plpgsql
 set search_path from current
 as $$
+declare
+    -- Above all integers.
+    above bigint := 2147483648;
 begin
-    -- From level to level by its index, since few are in use.
-    if key = '' then
-        return query
-        with recursive level as (
-            (
-                select job.priority, job.ready_seq
-                from procrastinate_jobs as job
-                where job.ready_seq + 0 is not null
-                order by job.priority desc, job.ready_seq
-                limit 1
-            )
-            union all
-            select below.priority, below.ready_seq
-            from level
-            cross join lateral (
-                select job.priority, job.ready_seq
-                from procrastinate_jobs as job
-                where job.ready_seq + 0 is not null and job.priority < level.priority
-                order by job.priority desc, job.ready_seq
-                limit 1
-            ) as below
-        )
-        select level.priority, level.ready_seq from level limit max_levels;
-        return;
-    end if;
-
-    return query
-    with recursive level as (
-        (
-            select job.priority, job.ready_seq
+    -- From level to level by the index of each, since few are in use.
+    for _ in 1..max_levels loop
+        if key = '' then
+            select job.priority, job.ready_seq into priority, ready_seq
             from procrastinate_jobs as job
-            where job.queue_name = key and job.ready_seq is not null
+            where job.ready_seq + 0 is not null and job.priority < above
             order by job.priority desc, job.ready_seq
-            limit 1
-        )
-        union all
-        select below.priority, below.ready_seq
-        from level
-        cross join lateral (
-            select job.priority, job.ready_seq
+            limit 1;
+        else
+            select job.priority, job.ready_seq into priority, ready_seq
             from procrastinate_jobs as job
             where
                 job.queue_name = key and job.ready_seq is not null
-                and job.priority < level.priority
+                and job.priority < above
             order by job.priority desc, job.ready_seq
-            limit 1
-        ) as below
-    )
-    select level.priority, level.ready_seq from level limit max_levels;
+            limit 1;
+        end if;
+        exit when not found;
+        return next;
+        above := priority;
+    end loop;
 end;
 $$;
 

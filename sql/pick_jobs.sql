@@ -28,7 +28,7 @@ set search_path from current
 as $$
 declare
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
-    before constant bigint := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx');
+    before bigint;
     picked bigint[];
 begin
     if _procrastinate_looks_from_floors('') then
@@ -37,6 +37,7 @@ begin
         return picked;
     end if;
 
+    before := _procrastinate_effort('procrastinate_jobs_ready_any_queue_idx');
     picked := array(
         select job.id
         from procrastinate_jobs as job

@@ -166,7 +166,7 @@ def _call(function: Callable[P, Answer[T]]) -> Callable[P, Call[T]]:
     """Make a function, which has the parameters of an SQL function, return the call of that."""
     defaults = {name: one.default for name, one in inspect.signature(function).parameters.items()}
     # Also where they are left out, since an empty object may have to be encoded.
-    always = {name: None for name in defaults if name == "args"}
+    always: dict[str, Any] = {"args": None} if "args" in defaults else {}
 
     @wraps(function)
     def build(*args: P.args, **kwargs: P.kwargs) -> Call[T]:
