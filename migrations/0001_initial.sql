@@ -2814,11 +2814,11 @@ comment on function procrastinate_fetch_jobs is
 'Claim up to max_jobs runnable jobs of these queues (null: all) for a worker: by priority, then '
 'first come first served. Fewer come only if nothing else can be run that is not being claimed by '
 'another; while somebody holds an old snapshot, what was committed late may come some seconds '
-'later (docs/decisions/0006-floors.md). To be called in a short read committed transaction of its own, which may give up '
-'synchronous commits: claims of jobs with a lock have them all the same. Errors: PC004 if the '
-'worker is not registered or was given up; 22023 (an empty array of queues among them); 25001 in '
-'another isolation level. Example: select * from procrastinate_fetch_jobs(7, array[''mail''], '
-'max_jobs => 10).';
+'later (docs/decisions/0006-floors.md). To be called in a short read committed transaction of its '
+'own, which may give up synchronous commits: claims of jobs with a lock have them all the same. '
+'Errors: PC004 if the worker is not registered or was given up; 22023 (an empty array of queues '
+'among them); 25001 in another isolation level. Example: '
+'select * from procrastinate_fetch_jobs(7, array[''mail''], max_jobs => 10).';
 
 create function procrastinate_fetch_job(worker_id bigint, queue_names text[] = null)
 returns setof procrastinate_fetched_job
