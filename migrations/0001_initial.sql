@@ -386,6 +386,7 @@ create table procrastinate_workers (
     server_started_at timestamptz not null default pg_postmaster_start_time(),
     stop_requested boolean not null default false,
     gone_at timestamptz,
+    unregistered boolean not null default false,
     taken_back_at timestamptz,
 
     -- Every heartbeat reckons with those of all workers.
@@ -426,6 +427,8 @@ comment on column procrastinate_workers.server_started_at is
 'Start of the server that took its last heartbeat.';
 comment on column procrastinate_workers.stop_requested is 'Ask it to stop in good order.';
 comment on column procrastinate_workers.gone_at is 'When it left or was given up.';
+comment on column procrastinate_workers.unregistered is
+'It left in good order: the jobs that it still holds are handed back, not lost.';
 comment on column procrastinate_workers.taken_back_at is
 'When, a while after it was gone, none of its jobs were left to take back.';
 
@@ -3906,7 +3909,7 @@ set search_path from current
 as $$
 begin
     update procrastinate_workers as worker
-    set gone_at = clock_timestamp()
+    set gone_at = clock_timestamp(), unregistered = true
     where worker.id = worker_id and worker.gone_at is null;
     if not found then
         perform _procrastinate_refuse_worker(worker_id);
@@ -3916,8 +3919,9 @@ end;
 $$;
 
 comment on function procrastinate_unregister_worker is
-'Leave in good order: the jobs that the worker still holds wait again, without burning an attempt. '
-'Errors: PC004; 22023. Example: select procrastinate_unregister_worker(7).';
+'Leave in good order: the jobs that the worker still holds wait again, without burning an attempt; '
+'those whose row somebody holds, with the next heartbeat of another. Errors: PC004; 22023. '
+'Example: select procrastinate_unregister_worker(7).';
 
 -- Give back the jobs of workers that are gone.
 
@@ -3928,7 +3932,7 @@ set search_path from current
 as $$
 declare
     silent_ids bigint[];
-    gone_id bigint;
+    gone record;
 begin
     if coalesce(max_jobs < 1, true) then
         perform _procrastinate_refuse('max_jobs', 'must be at least 1');
@@ -3939,15 +3943,17 @@ begin
     set gone_at = clock_timestamp()
     where worker.id = any(silent_ids) and worker.gone_at is null;
 
-    for gone_id in
-        select worker.id
+    for gone in
+        select
+            worker.id,
+            case when worker.unregistered then 'release' else 'lose' end as action
         from procrastinate_workers as worker
         where worker.gone_at is not null and worker.taken_back_at is null
         order by worker.id
     loop
         return query
-        select taken.job_id, gone_id, taken.status::text
-        from _procrastinate_take_back_jobs(gone_id, 'lose', max_jobs) as taken;
+        select taken.job_id, gone.id, taken.status::text
+        from _procrastinate_take_back_jobs(gone.id, gone.action, max_jobs) as taken;
     end loop;
 
     -- A fetch that was under way when its worker was given up may still commit: look for a minute.
@@ -3965,7 +3971,8 @@ $$;
 
 comment on function procrastinate_rescue_jobs is
 'Give up workers that are gone and let their jobs wait again (or end: aborted if that was asked '
-'for, failed with the error `worker lost` after max_lost lost runs). A worker is gone after its '
+'for, failed with the error `worker lost` after max_lost lost runs). What a worker that left in '
+'good order could not hand back is not lost, but handed back. A worker is gone after its '
 'lease in silence, or after two and a half heartbeats in silence when its connection is gone too. '
 'Only the time counts in which the rescuer, and others before it came, kept their heartbeats; '
 'without a rescuer, the time since the server started. Rows that somebody holds are left for the '

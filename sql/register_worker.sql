@@ -94,7 +94,7 @@ set search_path from current
 as $$
 begin
     update procrastinate_workers as worker
-    set gone_at = clock_timestamp()
+    set gone_at = clock_timestamp(), unregistered = true
     where worker.id = worker_id and worker.gone_at is null;
     if not found then
         perform _procrastinate_refuse_worker(worker_id);
@@ -104,5 +104,6 @@ end;
 $$;
 
 comment on function procrastinate_unregister_worker is
-'Leave in good order: the jobs that the worker still holds wait again, without burning an attempt. '
-'Errors: PC004; 22023. Example: select procrastinate_unregister_worker(7).';
+'Leave in good order: the jobs that the worker still holds wait again, without burning an attempt; '
+'those whose row somebody holds, with the next heartbeat of another. Errors: PC004; 22023. '
+'Example: select procrastinate_unregister_worker(7).';

@@ -7,7 +7,7 @@ set search_path from current
 as $$
 declare
     silent_ids bigint[];
-    gone_id bigint;
+    gone record;
 begin
     if coalesce(max_jobs < 1, true) then
         perform _procrastinate_refuse('max_jobs', 'must be at least 1');
@@ -18,15 +18,17 @@ begin
     set gone_at = clock_timestamp()
     where worker.id = any(silent_ids) and worker.gone_at is null;
 
-    for gone_id in
-        select worker.id
+    for gone in
+        select
+            worker.id,
+            case when worker.unregistered then 'release' else 'lose' end as action
         from procrastinate_workers as worker
         where worker.gone_at is not null and worker.taken_back_at is null
         order by worker.id
     loop
         return query
-        select taken.job_id, gone_id, taken.status::text
-        from _procrastinate_take_back_jobs(gone_id, 'lose', max_jobs) as taken;
+        select taken.job_id, gone.id, taken.status::text
+        from _procrastinate_take_back_jobs(gone.id, gone.action, max_jobs) as taken;
     end loop;
 
     -- A fetch that was under way when its worker was given up may still commit: look for a minute.
@@ -44,7 +46,8 @@ $$;
 
 comment on function procrastinate_rescue_jobs is
 'Give up workers that are gone and let their jobs wait again (or end: aborted if that was asked '
-'for, failed with the error `worker lost` after max_lost lost runs). A worker is gone after its '
+'for, failed with the error `worker lost` after max_lost lost runs). What a worker that left in '
+'good order could not hand back is not lost, but handed back. A worker is gone after its '
 'lease in silence, or after two and a half heartbeats in silence when its connection is gone too. '
 'Only the time counts in which the rescuer, and others before it came, kept their heartbeats; '
 'without a rescuer, the time since the server started. Rows that somebody holds are left for the '

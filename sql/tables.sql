@@ -273,6 +273,7 @@ create table procrastinate_workers (
     server_started_at timestamptz not null default pg_postmaster_start_time(),
     stop_requested boolean not null default false,
     gone_at timestamptz,
+    unregistered boolean not null default false,
     taken_back_at timestamptz,
 
     -- Every heartbeat reckons with those of all workers.
@@ -313,6 +314,8 @@ comment on column procrastinate_workers.server_started_at is
 'Start of the server that took its last heartbeat.';
 comment on column procrastinate_workers.stop_requested is 'Ask it to stop in good order.';
 comment on column procrastinate_workers.gone_at is 'When it left or was given up.';
+comment on column procrastinate_workers.unregistered is
+'It left in good order: the jobs that it still holds are handed back, not lost.';
 comment on column procrastinate_workers.taken_back_at is
 'When, a while after it was gone, none of its jobs were left to take back.';
 

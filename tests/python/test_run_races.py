@@ -512,7 +512,7 @@ def test_rescue_takes_a_run_whose_open_end_is_rolled_back(
     assert other.fetch() == [running]
 
 
-def test_rescue_takes_a_run_that_its_worker_could_not_hand_back_as_its_end_was_open(
+def test_rescue_hands_back_what_a_worker_could_not_when_it_left(
     conn: Connection, caller: Connection, worker: Worker, running: int
 ) -> None:
     begin(caller)
@@ -521,6 +521,8 @@ def test_rescue_takes_a_run_that_its_worker_could_not_hand_back_as_its_end_was_o
     unregister(worker)
     caller.execute("rollback")
     assert rescue(conn) == [running]
+    ended_as = "select array[handed_back, lost] from procrastinate_jobs where id = %s"
+    assert value(conn, ended_as, running) == [1, 0]
 
 
 def test_two_rescues_at_once_take_each_run_once(
