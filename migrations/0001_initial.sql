@@ -154,10 +154,14 @@ create table procrastinate_jobs (
 
     constraint args_are_an_object check (jsonb_typeof(args) = 'object'),
     constraint names_have_1_to_512_characters check (
-        char_length(task_name) between 1 and 512
-        and char_length(queue_name) between 1 and 512
-        and (lock is null or char_length(lock) between 1 and 512)
-        and (queueing_lock is null or char_length(queueing_lock) between 1 and 512)
+        least(
+            char_length(task_name), char_length(queue_name),
+            char_length(lock), char_length(queueing_lock)
+        ) >= 1
+        and greatest(
+            char_length(task_name), char_length(queue_name),
+            char_length(lock), char_length(queueing_lock)
+        ) <= 512
     ),
     -- Drivers raise on what they cannot represent in every time zone: such a row would kill a
     -- worker.
@@ -771,7 +775,8 @@ comment on function _procrastinate_notify_waiting is
 -- psql.
 --
 -- Each trigger has a WHEN that is false on the hot path (insert, claim and finish of a job without
--- lock and schedule), so that there it costs one evaluated expression and no call.
+-- lock and schedule), so that there it costs one evaluated expression and no call. They are short,
+-- since PostgreSQL parses them anew for each statement: the functions look at the rest.
 
 create function _procrastinate_act(acts boolean)
 returns void
@@ -785,7 +790,8 @@ $$;
 
 comment on function _procrastinate_act is
 'Tell the triggers that the statements from here on are the claims, or the ends of runs, of the '
-'queue itself; then that they no longer are. An error in between undoes it.';
+'queue itself, which keep its rules without them; then that they no longer are. An error in '
+'between undoes it.';
 
 create function _procrastinate_job_inserted()
 returns trigger
@@ -886,8 +892,16 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    new.due_at := case when new.scheduled_at > clock_timestamp() then new.scheduled_at end;
+    if old.status = 'todo'
+        and new.lock is not distinct from old.lock
+        and new.priority = old.priority
+        and new.queue_name = old.queue_name
+        and new.scheduled_at is not distinct from old.scheduled_at
+    then
+        return new;
+    end if;
 
+    new.due_at := case when new.scheduled_at > clock_timestamp() then new.scheduled_at end;
     if new.lock is null and new.due_at is null then
         new.ready_seq := coalesce(new.ready_seq, nextval('procrastinate_ready_seq'));
     else
@@ -912,11 +926,7 @@ for each row
 when (
     new.status = 'todo'
     and (
-        old.status <> 'todo'
-        or new.lock is distinct from old.lock
-        or new.priority <> old.priority
-        or new.queue_name <> old.queue_name
-        or new.scheduled_at is distinct from old.scheduled_at
+        old.status <> 'todo' or current_setting('procrastinate.acting', true) is distinct from 'on'
     )
 )
 execute function _procrastinate_job_waits();
@@ -927,6 +937,13 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    if tg_op = 'UPDATE' and not (
+        (old.finished_at is null and new.finished_at is not null)
+        or (old.finished_at is null and new.lock is distinct from old.lock)
+        or (old.ready_seq is not null and new.ready_seq is null and new.status = 'todo')
+    ) then
+        return new;
+    end if;
     insert into procrastinate_lock_events (locks) values (array[old.lock]);
 
     -- Whose turn is next is not decided here: wake whoever can find out, and whoever is likely to
@@ -952,17 +969,9 @@ comment on function _procrastinate_job_leaves_lock is
 create trigger procrastinate_job_leaves_lock
 before update on procrastinate_jobs
 for each row
+-- What ends runs does this itself, once for all of them.
 when (
-    old.lock is not null
-    and (
-        -- What ends runs does this itself, once for all of them.
-        (
-            old.finished_at is null and new.finished_at is not null
-            and coalesce(current_setting('procrastinate.acting', true), '') <> 'on'
-        )
-        or (old.finished_at is null and new.lock is distinct from old.lock)
-        or (old.ready_seq is not null and new.ready_seq is null and new.status = 'todo')
-    )
+    old.lock is not null and current_setting('procrastinate.acting', true) is distinct from 'on'
 )
 execute function _procrastinate_job_leaves_lock();
 
@@ -973,91 +982,99 @@ for each row
 when (
     old.lock is not null
     and old.finished_at is null
-    and coalesce(current_setting('procrastinate.acting', true), '') <> 'on'
+    and current_setting('procrastinate.acting', true) is distinct from 'on'
 )
 execute function _procrastinate_job_leaves_lock();
 
-create function _procrastinate_refuse_edit()
+create function _procrastinate_check_edit()
 returns trigger
 language plpgsql
 set search_path from current
 as $$
 begin
-    raise exception 'job % cannot be edited from % to % like this', old.id, old.status, new.status
+    if new.id <> old.id
+        or new.attempts < old.attempts
+        or (
+            old.status = 'doing'
+            and (
+                new.lock is distinct from old.lock
+                or (
+                    new.status = 'doing'
+                    and (new.attempts <> old.attempts or new.worker_id <> old.worker_id)
+                )
+            )
+        )
+        or (
+            new.status <> old.status
+            and not case old.status
+                when 'todo' then
+                    new.ready_seq is null
+                    and case new.status
+                        when 'doing' then
+                            old.ready_seq is not null
+                            and new.worker_id is not null and new.started_at is not null
+                        when 'cancelled' then new.finished_at is not null
+                        else false
+                    end
+                when 'doing' then
+                    new.attempts = old.attempts + 1
+                    and case new.status
+                        when 'todo' then new.worker_id is null
+                        when 'cancelled' then false
+                        else new.finished_at is not null
+                    end
+                else new.status = 'todo' and new.finished_at is null and new.worker_id is null
+            end
+        )
+    then
+        perform _procrastinate_refuse_edit(old.id, old.status, new.status);
+    end if;
+    return new;
+end;
+$$;
+
+comment on function _procrastinate_check_edit is
+'Refuse an edit that skips the state machine.';
+
+create function _procrastinate_refuse_edit(
+    job_id bigint,
+    was procrastinate_job_status,
+    becomes procrastinate_job_status
+)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    raise exception 'job % cannot be edited from % to % like this', job_id, was, becomes
         using
             errcode = 'check_violation',
             hint = case
-                when new.status = old.status
+                when becomes = was
                     then 'The id stays as it is; so do the lock, the attempts and the worker of a '
                         'running job.'
-                when new.status = 'doing' then 'Call procrastinate_fetch_jobs to start a job.'
-                when old.status = 'doing' and new.status = 'todo'
+                when becomes = 'doing' then 'Call procrastinate_fetch_jobs to start a job.'
+                when was = 'doing' and becomes = 'todo'
                     then 'Call procrastinate_retry_job or procrastinate_fail_job.'
-                when old.status = 'doing' and new.status = 'cancelled'
+                when was = 'doing' and becomes = 'cancelled'
                     then 'Call procrastinate_cancel_job with abort => true.'
-                when old.status = 'doing' then 'Call procrastinate_finish_job.'
-                when new.status = 'todo' then 'Call procrastinate_rerun_job.'
-                when old.status = 'todo' then 'Call procrastinate_cancel_job.'
+                when was = 'doing' then 'Call procrastinate_finish_job.'
+                when becomes = 'todo' then 'Call procrastinate_rerun_job.'
+                when was = 'todo' then 'Call procrastinate_cancel_job.'
                 else 'A finished job stays as it is; procrastinate_rerun_job starts it afresh.'
             end;
 end;
 $$;
 
 comment on function _procrastinate_refuse_edit is
-'Refuse an edit that skips the state machine, and say what to call instead.';
+'Raise check_violation for an edit that skips the state machine, and say what to call instead.';
 
 -- Fires first: triggers of one kind run in the order of their names.
-create trigger procrastinate_a_refuse_edit
+create trigger procrastinate_a_check_edit
 before update on procrastinate_jobs
 for each row
-when (
-    new.id <> old.id
-    or new.attempts < old.attempts
-    or (
-        old.status = 'doing'
-        and (
-            new.lock is distinct from old.lock
-            or (
-                new.status = 'doing'
-                and (new.attempts <> old.attempts or new.worker_id <> old.worker_id)
-            )
-        )
-    )
-    or (
-        new.status <> old.status
-        and not case old.status
-            when 'todo' then
-                (
-                    new.status = 'doing'
-                    and (
-                        old.ready_seq is not null
-                        -- The head of a free lock, which only a fetch can know.
-                        or (
-                            old.lock is not null and old.due_at is null
-                            and current_setting('procrastinate.acting', true) = 'on'
-                        )
-                    )
-                    and new.ready_seq is null
-                    and new.worker_id is not null
-                    and new.started_at is not null
-                )
-                or (
-                    new.status = 'cancelled'
-                    and new.finished_at is not null
-                    and new.ready_seq is null
-                )
-            when 'doing' then
-                new.attempts = old.attempts + 1
-                and case new.status
-                    when 'todo' then new.worker_id is null
-                    when 'cancelled' then false
-                    else new.finished_at is not null
-                end
-            else new.status = 'todo' and new.finished_at is null and new.worker_id is null
-        end
-    )
-)
-execute function _procrastinate_refuse_edit();
+when (current_setting('procrastinate.acting', true) is distinct from 'on')
+execute function _procrastinate_check_edit();
 
 -- Say once, for producers and workers in every language, how the jobs of a task are to be treated.
 
@@ -1313,6 +1330,7 @@ begin
         end if;
 
         if on_conflict = 'replace' then
+            perform _procrastinate_act(false);
             update procrastinate_jobs as job
             set
                 task_name = new_job.task_name,
@@ -1549,6 +1567,12 @@ begin
 end;
 $$;
 
+create sequence procrastinate_floors_until owned by procrastinate_jobs.ready_seq;
+
+comment on sequence procrastinate_floors_until is
+'Until when looks begin at some floor, in milliseconds since 1970: who comes much later need not '
+'ask for each.';
+
 create function _procrastinate_floor(key text)
 returns bigint
 language plpgsql
@@ -1605,8 +1629,11 @@ returns boolean
 language plpgsql
 set search_path from current
 as $$
+declare
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
-    return _procrastinate_floor('until ' || key) > extract(epoch from clock_timestamp()) * 1000;
+    return coalesce(pg_sequence_last_value('procrastinate_floors_until') > this_moment, false)
+        and _procrastinate_floor('until ' || key) > this_moment;
 end;
 $$;
 
@@ -1619,16 +1646,23 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    until constant bigint := _procrastinate_floor('until ' || key);
+    until bigint;
     -- In milliseconds.
     this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
+    -- For a minute nobody has had much to pass, of whatever index.
+    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
+    then
+        return false;
+    end if;
+
+    until := _procrastinate_floor('until ' || key);
     if until <= 1 then
         return false;
     elsif until > this_moment then
         return true;
     end if;
-    perform _procrastinate_set_floor('until ' || key, this_moment + 1000);
+    perform _procrastinate_put_off(key, this_moment + 1000);
     return null;
 end;
 $$;
@@ -1637,6 +1671,23 @@ comment on function _procrastinate_begins_at_floor is
 'Is the look that follows to begin at the floor? False: at the start, as that of everybody. Null: '
 'at the start, while others go on at the floor for a moment; it must be noted what it took '
 '(_procrastinate_note_effort).';
+
+create function _procrastinate_put_off(key text, until bigint)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    perform _procrastinate_set_floor('until ' || key, until);
+    perform setval(
+        'procrastinate_floors_until',
+        greatest(until, pg_sequence_last_value('procrastinate_floors_until'))
+    );
+end;
+$$;
+
+comment on function _procrastinate_put_off is
+'Let looks begin at the floor until then, in milliseconds since 1970.';
 
 create function _procrastinate_next_look(keys text[])
 returns timestamptz
@@ -1686,8 +1737,8 @@ begin
     -- An entry costs some microsecond to pass, since its row lies anywhere in memory: looks from the
     -- start take a fiftieth of the time of one session; where there are very many a seventh, lest
     -- what is hidden waits for too long.
-    perform _procrastinate_set_floor(
-        'until ' || key,
+    perform _procrastinate_put_off(
+        key,
         (extract(epoch from clock_timestamp()) * 1000)::bigint
         + greatest(least(effort * 4, 2000), effort / 2)
     );
@@ -2247,6 +2298,7 @@ set search_path from current
 as $$
 begin
     if heads <> '{}' then
+        perform _procrastinate_act(true);
         with turn as materialized (
             select head.id, nextval('procrastinate_ready_seq') as ready_seq
             from unnest(heads) as head (id)
@@ -2255,6 +2307,7 @@ begin
         set ready_seq = turn.ready_seq
         from turn
         where job.id = any(array[turn.id]);
+        perform _procrastinate_act(false);
     end if;
     return heads;
 end;
@@ -2385,6 +2438,7 @@ declare
     promoted bigint[];
     locks text[];
 begin
+    perform _procrastinate_act(true);
     with due as materialized (
         select job.id, job.lock
         from procrastinate_jobs as job
@@ -2412,6 +2466,7 @@ begin
         array_agg(distinct ready.lock collate "C") filter (where ready.lock is not null)
     into promoted, locks
     from ready;
+    perform _procrastinate_act(false);
     perform _procrastinate_append_events(locks);
     return promoted;
 end;
@@ -2781,14 +2836,8 @@ begin
         end if;
 
         chosen := _procrastinate_choose(queue_names, heads, max_jobs - claimed);
-        if heads <> '{}' then
-            perform _procrastinate_act(true);
-        end if;
         return query select claim.* from _procrastinate_claim(worker_id, chosen) as claim;
         get diagnostics round = row_count;
-        if heads <> '{}' then
-            perform _procrastinate_act(false);
-        end if;
         readied := readied || promoted || case when heads = chosen then '{}' else heads end;
         claimed := claimed + round;
         exit when claimed >= max_jobs;
@@ -3028,6 +3077,7 @@ set search_path from current
 as $$
 begin
     perform _procrastinate_keep_locks_safe(job_ids);
+    perform _procrastinate_act(true);
     return query
     update procrastinate_jobs as job
     set
@@ -3052,6 +3102,7 @@ begin
             select task.timeout from procrastinate_tasks as task
             where task.task_name = job.task_name and task.timeout is not null
         );
+    perform _procrastinate_act(false);
 end;
 $$;
 
@@ -4200,6 +4251,7 @@ begin
             return found_status;
         end if;
 
+        perform _procrastinate_act(false);
         update procrastinate_jobs as job
         set
             status = 'cancelled',
@@ -4271,6 +4323,7 @@ begin
         return;
     end if;
 
+    perform _procrastinate_act(false);
     with free as materialized (
         select job.id
         from procrastinate_jobs as job

@@ -21,6 +21,7 @@ begin
             return found_status;
         end if;
 
+        perform _procrastinate_act(false);
         update procrastinate_jobs as job
         set
             status = 'cancelled',
@@ -92,6 +93,7 @@ begin
         return;
     end if;
 
+    perform _procrastinate_act(false);
     with free as materialized (
         select job.id
         from procrastinate_jobs as job

@@ -120,6 +120,7 @@ begin
         end if;
 
         if on_conflict = 'replace' then
+            perform _procrastinate_act(false);
             update procrastinate_jobs as job
             set
                 task_name = new_job.task_name,

@@ -46,14 +46,8 @@ begin
         end if;
 
         chosen := _procrastinate_choose(queue_names, heads, max_jobs - claimed);
-        if heads <> '{}' then
-            perform _procrastinate_act(true);
-        end if;
         return query select claim.* from _procrastinate_claim(worker_id, chosen) as claim;
         get diagnostics round = row_count;
-        if heads <> '{}' then
-            perform _procrastinate_act(false);
-        end if;
         readied := readied || promoted || case when heads = chosen then '{}' else heads end;
         claimed := claimed + round;
         exit when claimed >= max_jobs;
@@ -293,6 +287,7 @@ set search_path from current
 as $$
 begin
     perform _procrastinate_keep_locks_safe(job_ids);
+    perform _procrastinate_act(true);
     return query
     update procrastinate_jobs as job
     set
@@ -317,6 +312,7 @@ begin
             select task.timeout from procrastinate_tasks as task
             where task.task_name = job.task_name and task.timeout is not null
         );
+    perform _procrastinate_act(false);
 end;
 $$;
 

@@ -26,6 +26,12 @@ begin
 end;
 $$;
 
+create sequence procrastinate_floors_until owned by procrastinate_jobs.ready_seq;
+
+comment on sequence procrastinate_floors_until is
+'Until when looks begin at some floor, in milliseconds since 1970: who comes much later need not '
+'ask for each.';
+
 create function _procrastinate_floor(key text)
 returns bigint
 language plpgsql
@@ -82,8 +88,11 @@ returns boolean
 language plpgsql
 set search_path from current
 as $$
+declare
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
-    return _procrastinate_floor('until ' || key) > extract(epoch from clock_timestamp()) * 1000;
+    return coalesce(pg_sequence_last_value('procrastinate_floors_until') > this_moment, false)
+        and _procrastinate_floor('until ' || key) > this_moment;
 end;
 $$;
 
@@ -96,16 +105,23 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    until constant bigint := _procrastinate_floor('until ' || key);
+    until bigint;
     -- In milliseconds.
     this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
+    -- For a minute nobody has had much to pass, of whatever index.
+    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
+    then
+        return false;
+    end if;
+
+    until := _procrastinate_floor('until ' || key);
     if until <= 1 then
         return false;
     elsif until > this_moment then
         return true;
     end if;
-    perform _procrastinate_set_floor('until ' || key, this_moment + 1000);
+    perform _procrastinate_put_off(key, this_moment + 1000);
     return null;
 end;
 $$;
@@ -114,6 +130,23 @@ comment on function _procrastinate_begins_at_floor is
 'Is the look that follows to begin at the floor? False: at the start, as that of everybody. Null: '
 'at the start, while others go on at the floor for a moment; it must be noted what it took '
 '(_procrastinate_note_effort).';
+
+create function _procrastinate_put_off(key text, until bigint)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    perform _procrastinate_set_floor('until ' || key, until);
+    perform setval(
+        'procrastinate_floors_until',
+        greatest(until, pg_sequence_last_value('procrastinate_floors_until'))
+    );
+end;
+$$;
+
+comment on function _procrastinate_put_off is
+'Let looks begin at the floor until then, in milliseconds since 1970.';
 
 create function _procrastinate_next_look(keys text[])
 returns timestamptz
@@ -163,8 +196,8 @@ begin
     -- An entry costs some microsecond to pass, since its row lies anywhere in memory: looks from the
     -- start take a fiftieth of the time of one session; where there are very many a seventh, lest
     -- what is hidden waits for too long.
-    perform _procrastinate_set_floor(
-        'until ' || key,
+    perform _procrastinate_put_off(
+        key,
         (extract(epoch from clock_timestamp()) * 1000)::bigint
         + greatest(least(effort * 4, 2000), effort / 2)
     );

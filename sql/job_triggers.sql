@@ -2,7 +2,8 @@
 -- psql.
 --
 -- Each trigger has a WHEN that is false on the hot path (insert, claim and finish of a job without
--- lock and schedule), so that there it costs one evaluated expression and no call.
+-- lock and schedule), so that there it costs one evaluated expression and no call. They are short,
+-- since PostgreSQL parses them anew for each statement: the functions look at the rest.
 
 create function _procrastinate_act(acts boolean)
 returns void
@@ -16,7 +17,8 @@ $$;
 
 comment on function _procrastinate_act is
 'Tell the triggers that the statements from here on are the claims, or the ends of runs, of the '
-'queue itself; then that they no longer are. An error in between undoes it.';
+'queue itself, which keep its rules without them; then that they no longer are. An error in '
+'between undoes it.';
 
 create function _procrastinate_job_inserted()
 returns trigger
@@ -117,8 +119,16 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    new.due_at := case when new.scheduled_at > clock_timestamp() then new.scheduled_at end;
+    if old.status = 'todo'
+        and new.lock is not distinct from old.lock
+        and new.priority = old.priority
+        and new.queue_name = old.queue_name
+        and new.scheduled_at is not distinct from old.scheduled_at
+    then
+        return new;
+    end if;
 
+    new.due_at := case when new.scheduled_at > clock_timestamp() then new.scheduled_at end;
     if new.lock is null and new.due_at is null then
         new.ready_seq := coalesce(new.ready_seq, nextval('procrastinate_ready_seq'));
     else
@@ -143,11 +153,7 @@ for each row
 when (
     new.status = 'todo'
     and (
-        old.status <> 'todo'
-        or new.lock is distinct from old.lock
-        or new.priority <> old.priority
-        or new.queue_name <> old.queue_name
-        or new.scheduled_at is distinct from old.scheduled_at
+        old.status <> 'todo' or current_setting('procrastinate.acting', true) is distinct from 'on'
     )
 )
 execute function _procrastinate_job_waits();
@@ -158,6 +164,13 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    if tg_op = 'UPDATE' and not (
+        (old.finished_at is null and new.finished_at is not null)
+        or (old.finished_at is null and new.lock is distinct from old.lock)
+        or (old.ready_seq is not null and new.ready_seq is null and new.status = 'todo')
+    ) then
+        return new;
+    end if;
     insert into procrastinate_lock_events (locks) values (array[old.lock]);
 
     -- Whose turn is next is not decided here: wake whoever can find out, and whoever is likely to
@@ -183,17 +196,9 @@ comment on function _procrastinate_job_leaves_lock is
 create trigger procrastinate_job_leaves_lock
 before update on procrastinate_jobs
 for each row
+-- What ends runs does this itself, once for all of them.
 when (
-    old.lock is not null
-    and (
-        -- What ends runs does this itself, once for all of them.
-        (
-            old.finished_at is null and new.finished_at is not null
-            and coalesce(current_setting('procrastinate.acting', true), '') <> 'on'
-        )
-        or (old.finished_at is null and new.lock is distinct from old.lock)
-        or (old.ready_seq is not null and new.ready_seq is null and new.status = 'todo')
-    )
+    old.lock is not null and current_setting('procrastinate.acting', true) is distinct from 'on'
 )
 execute function _procrastinate_job_leaves_lock();
 
@@ -204,88 +209,96 @@ for each row
 when (
     old.lock is not null
     and old.finished_at is null
-    and coalesce(current_setting('procrastinate.acting', true), '') <> 'on'
+    and current_setting('procrastinate.acting', true) is distinct from 'on'
 )
 execute function _procrastinate_job_leaves_lock();
 
-create function _procrastinate_refuse_edit()
+create function _procrastinate_check_edit()
 returns trigger
 language plpgsql
 set search_path from current
 as $$
 begin
-    raise exception 'job % cannot be edited from % to % like this', old.id, old.status, new.status
+    if new.id <> old.id
+        or new.attempts < old.attempts
+        or (
+            old.status = 'doing'
+            and (
+                new.lock is distinct from old.lock
+                or (
+                    new.status = 'doing'
+                    and (new.attempts <> old.attempts or new.worker_id <> old.worker_id)
+                )
+            )
+        )
+        or (
+            new.status <> old.status
+            and not case old.status
+                when 'todo' then
+                    new.ready_seq is null
+                    and case new.status
+                        when 'doing' then
+                            old.ready_seq is not null
+                            and new.worker_id is not null and new.started_at is not null
+                        when 'cancelled' then new.finished_at is not null
+                        else false
+                    end
+                when 'doing' then
+                    new.attempts = old.attempts + 1
+                    and case new.status
+                        when 'todo' then new.worker_id is null
+                        when 'cancelled' then false
+                        else new.finished_at is not null
+                    end
+                else new.status = 'todo' and new.finished_at is null and new.worker_id is null
+            end
+        )
+    then
+        perform _procrastinate_refuse_edit(old.id, old.status, new.status);
+    end if;
+    return new;
+end;
+$$;
+
+comment on function _procrastinate_check_edit is
+'Refuse an edit that skips the state machine.';
+
+create function _procrastinate_refuse_edit(
+    job_id bigint,
+    was procrastinate_job_status,
+    becomes procrastinate_job_status
+)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    raise exception 'job % cannot be edited from % to % like this', job_id, was, becomes
         using
             errcode = 'check_violation',
             hint = case
-                when new.status = old.status
+                when becomes = was
                     then 'The id stays as it is; so do the lock, the attempts and the worker of a '
                         'running job.'
-                when new.status = 'doing' then 'Call procrastinate_fetch_jobs to start a job.'
-                when old.status = 'doing' and new.status = 'todo'
+                when becomes = 'doing' then 'Call procrastinate_fetch_jobs to start a job.'
+                when was = 'doing' and becomes = 'todo'
                     then 'Call procrastinate_retry_job or procrastinate_fail_job.'
-                when old.status = 'doing' and new.status = 'cancelled'
+                when was = 'doing' and becomes = 'cancelled'
                     then 'Call procrastinate_cancel_job with abort => true.'
-                when old.status = 'doing' then 'Call procrastinate_finish_job.'
-                when new.status = 'todo' then 'Call procrastinate_rerun_job.'
-                when old.status = 'todo' then 'Call procrastinate_cancel_job.'
+                when was = 'doing' then 'Call procrastinate_finish_job.'
+                when becomes = 'todo' then 'Call procrastinate_rerun_job.'
+                when was = 'todo' then 'Call procrastinate_cancel_job.'
                 else 'A finished job stays as it is; procrastinate_rerun_job starts it afresh.'
             end;
 end;
 $$;
 
 comment on function _procrastinate_refuse_edit is
-'Refuse an edit that skips the state machine, and say what to call instead.';
+'Raise check_violation for an edit that skips the state machine, and say what to call instead.';
 
 -- Fires first: triggers of one kind run in the order of their names.
-create trigger procrastinate_a_refuse_edit
+create trigger procrastinate_a_check_edit
 before update on procrastinate_jobs
 for each row
-when (
-    new.id <> old.id
-    or new.attempts < old.attempts
-    or (
-        old.status = 'doing'
-        and (
-            new.lock is distinct from old.lock
-            or (
-                new.status = 'doing'
-                and (new.attempts <> old.attempts or new.worker_id <> old.worker_id)
-            )
-        )
-    )
-    or (
-        new.status <> old.status
-        and not case old.status
-            when 'todo' then
-                (
-                    new.status = 'doing'
-                    and (
-                        old.ready_seq is not null
-                        -- The head of a free lock, which only a fetch can know.
-                        or (
-                            old.lock is not null and old.due_at is null
-                            and current_setting('procrastinate.acting', true) = 'on'
-                        )
-                    )
-                    and new.ready_seq is null
-                    and new.worker_id is not null
-                    and new.started_at is not null
-                )
-                or (
-                    new.status = 'cancelled'
-                    and new.finished_at is not null
-                    and new.ready_seq is null
-                )
-            when 'doing' then
-                new.attempts = old.attempts + 1
-                and case new.status
-                    when 'todo' then new.worker_id is null
-                    when 'cancelled' then false
-                    else new.finished_at is not null
-                end
-            else new.status = 'todo' and new.finished_at is null and new.worker_id is null
-        end
-    )
-)
-execute function _procrastinate_refuse_edit();
+when (current_setting('procrastinate.acting', true) is distinct from 'on')
+execute function _procrastinate_check_edit();

@@ -96,6 +96,7 @@ declare
     promoted bigint[];
     locks text[];
 begin
+    perform _procrastinate_act(true);
     with due as materialized (
         select job.id, job.lock
         from procrastinate_jobs as job
@@ -123,6 +124,7 @@ begin
         array_agg(distinct ready.lock collate "C") filter (where ready.lock is not null)
     into promoted, locks
     from ready;
+    perform _procrastinate_act(false);
     perform _procrastinate_append_events(locks);
     return promoted;
 end;

@@ -317,6 +317,7 @@ set search_path from current
 as $$
 begin
     if heads <> '{}' then
+        perform _procrastinate_act(true);
         with turn as materialized (
             select head.id, nextval('procrastinate_ready_seq') as ready_seq
             from unnest(heads) as head (id)
@@ -325,6 +326,7 @@ begin
         set ready_seq = turn.ready_seq
         from turn
         where job.id = any(array[turn.id]);
+        perform _procrastinate_act(false);
     end if;
     return heads;
 end;

@@ -41,10 +41,14 @@ create table procrastinate_jobs (
 
     constraint args_are_an_object check (jsonb_typeof(args) = 'object'),
     constraint names_have_1_to_512_characters check (
-        char_length(task_name) between 1 and 512
-        and char_length(queue_name) between 1 and 512
-        and (lock is null or char_length(lock) between 1 and 512)
-        and (queueing_lock is null or char_length(queueing_lock) between 1 and 512)
+        least(
+            char_length(task_name), char_length(queue_name),
+            char_length(lock), char_length(queueing_lock)
+        ) >= 1
+        and greatest(
+            char_length(task_name), char_length(queue_name),
+            char_length(lock), char_length(queueing_lock)
+        ) <= 512
     ),
     -- Drivers raise on what they cannot represent in every time zone: such a row would kill a
     -- worker.

@@ -136,6 +136,7 @@ drop function
     _procrastinate_promote_due,
     _procrastinate_purge_at,
     _procrastinate_purge_due,
+    _procrastinate_put_off,
     _procrastinate_raise_floors,
     _procrastinate_read_interval,
     _procrastinate_read_jobs,
@@ -173,6 +174,7 @@ drop table
 
 -- Those of the triggers, which went with the tables.
 drop function
+    _procrastinate_check_edit,
     _procrastinate_job_inserted,
     _procrastinate_job_leaves_lock,
     _procrastinate_job_waits,

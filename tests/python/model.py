@@ -109,11 +109,14 @@ class View:
             return None
         return job
 
-    def workers(self, *, alive: bool) -> list[int]:
-        return [key[1] for key, value in self.rows.items() if key[0] == "worker" and value is alive]
+    def workers(self, *states: str) -> list[int]:
+        """Those that are alive, lost (given up), or left (in good order)."""
+        return [
+            key[1] for key, value in self.rows.items() if key[0] == "worker" and value in states
+        ]
 
     def is_alive(self, worker: int) -> bool:
-        return self.rows.get(("worker", worker)) is True
+        return self.rows.get(("worker", worker)) == "alive"
 
     def is_paused(self, queue: str) -> bool:
         return self.rows.get(("queue", queue)) is True
@@ -355,26 +358,33 @@ class Session:
     # --- Workers -------------------------------------------------------------------
 
     def register(self, worker: int) -> None:
-        self.apply(Expected(writes={("worker", worker): True}))
+        self.apply(Expected(writes={("worker", worker): "alive"}))
 
     def unregister(self, worker: int) -> Expected:
         key = ("worker", worker)
         if not self.view().is_alive(worker):
             return Expected(error=NO_SUCH_WORKER, waits_for={key})
-        expected = Expected(writes={key: False}, waits_for={key})
-        self._take_back({worker}, "release", expected)
+        expected = Expected(writes={key: "left"}, waits_for={key})
+        self._take_back("release", [worker], expected)
         return expected
 
     def rescue(self, silent: int) -> Expected:
         """A rescue when this worker has fallen silent; the rows are the jobs taken back."""
         key = ("worker", silent)
-        expected = Expected(writes={key: False}, waits_for={key})
-        gone = {*self.view().workers(alive=False), silent}
-        expected.rows = self._take_back(gone, "lose", expected)
+        state = "left" if silent in self.view().workers("left") else "lost"
+        expected = Expected(writes={key: state}, waits_for={key})
+        expected.rows = self._take_back_of_gone(expected)
         return expected
 
+    def _take_back_of_gone(self, expected: Expected) -> list[tuple[int, int | None, str]]:
+        view = View(self.view().rows, expected.writes)
+        return [
+            *self._take_back("lose", view.workers("lost"), expected),
+            *self._take_back("release", view.workers("left"), expected),
+        ]
+
     def _take_back(
-        self, workers: set[int], action: str, expected: Expected
+        self, action: str, workers: list[int], expected: Expected
     ) -> list[tuple[int, int | None, str]]:
         taken = []
         for job in self.view().jobs("doing"):
@@ -394,10 +404,10 @@ class Session:
 
         expected = Expected(
             tidies=True,
-            writes={("worker", worker): True},
+            writes={("worker", worker): "alive"},
             waits_for={("worker", worker), *view.notes()},
         )
-        self._take_back(set(view.workers(alive=False)), "lose", expected)
+        self._take_back_of_gone(expected)
         self._carry_over_notes(expected)
         after = View(view.rows, expected.writes)
         for job in after.jobs("cancelled"):

@@ -331,7 +331,7 @@ class Contract(RuleBasedStateMachine):
     def _worker(self, number: int, pick: int) -> int:
         """A worker: most often a living one."""
         view = self._session(number).view()
-        workers = view.workers(alive=pick > 0) or view.workers(alive=True)
+        workers = (not pick and view.workers("lost", "left")) or view.workers("alive")
         return workers[pick % len(workers)]
 
     def _register(self) -> None:

@@ -300,7 +300,7 @@ def test_each_audit_can_fail(conn: psycopg.Connection[Any]) -> None:
     conn.execute(SETUP)
     conn.execute(
         "drop index procrastinate_jobs_lock_holder_idx;"
-        "alter table procrastinate_jobs disable trigger procrastinate_a_refuse_edit"
+        "alter table procrastinate_jobs disable trigger procrastinate_a_check_edit"
     )
     first, second, stranded = defer(conn, "a"), defer(conn, "a"), defer(conn, "b")
     conn.execute(NOTE_SNAPSHOT)

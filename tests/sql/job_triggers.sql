@@ -1,7 +1,7 @@
 -- Legal edits of a job, by hand, just work and keep every promise; others are refused with a hint.
 begin;
 \ir support/arrange.sql
-select plan(135);
+select plan(137);
 
 -- Five jobs wait: two of lock x, one of lock y, one free, one for tomorrow.
 create function pg_temp.arrange_waiting()
@@ -374,6 +374,33 @@ select is(
 select throws_ok(
     pg_temp.edit('running', 'worker_id = 9223372036854775807'), '23514', null,
     'a running job cannot be given to another worker: nobody would rescue it'
+);
+
+-- Who pretends to be the queue itself, which keeps its rules without the triggers.
+
+delete from procrastinate_lock_events;
+select procrastinate_defer_job('first', lock => 'pretended');
+select procrastinate_defer_job(
+    'second', lock => 'pretended', queueing_lock => 'pretended', priority => -1
+);
+delete from procrastinate_lock_events;
+select set_config('procrastinate.acting', 'on', true);
+select procrastinate_defer_job(
+    'second', lock => 'moved', queueing_lock => 'pretended', on_conflict => 'replace'
+);
+select results_eq(
+    'select array_agg(distinct event.locks::text order by event.locks::text)
+    from procrastinate_lock_events as event',
+    $$values (array['{moved}', '{pretended}'])$$,
+    'a job that is replaced by them is looked for in both of its locks'
+);
+delete from procrastinate_lock_events;
+select set_config('procrastinate.acting', 'on', true);
+select procrastinate_cancel_job(pg_temp.id('first'));
+select results_eq(
+    'select event.locks from procrastinate_lock_events as event',
+    $$values (array['pretended'])$$,
+    'a job that they cancel lets the next one of its lock go'
 );
 
 select * from finish();
