@@ -34,7 +34,9 @@ def brief_in_thread(n):
     time.sleep(0.02)
 
 @bindings.task
-async def wait_for(path):
+async def wait_for(path, started=None):
+    if started:
+        open(started, "w").close()
     while not os.path.exists(path):
         await asyncio.sleep(0.01)
 
@@ -96,10 +98,12 @@ def status(store: JobStore, job_id: int) -> str:
 def test_a_signal_lets_jobs_finish(
     start: Any, store: JobStore, tmp_path: Path, wait_until: Any, number: signal.Signals
 ):
-    running = store.defer_job("wait_for", {"path": str(tmp_path / "go")})
+    # Seen by what it does: one that is only claimed is handed back.
+    paths = {"path": str(tmp_path / "go"), "started": str(tmp_path / "started")}
+    running = store.defer_job("wait_for", paths)
     waiting = store.defer_job("quick", {"n": 1}, priority=-1)
     worker = start("--concurrency", "1")
-    wait_until(lambda: status(store, running) == "doing")
+    wait_until((tmp_path / "started").exists)
     worker.send_signal(number)
     (tmp_path / "go").touch()
     assert worker.wait(15) == 0
