@@ -789,9 +789,9 @@ end;
 $$;
 
 comment on function _procrastinate_act is
-'Tell the triggers that the statements from here on are the claims, or the ends of runs, of the '
-'queue itself, which keep its rules without them; then that they no longer are. An error in '
-'between undoes it.';
+'Tell the triggers that the statements from here on are those of the queue itself that make jobs '
+'ready, claim them or end their runs, and keep its rules without them; then that they no longer '
+'are. An error in between undoes it.';
 
 create function _procrastinate_job_inserted()
 returns trigger
@@ -938,8 +938,10 @@ set search_path from current
 as $$
 begin
     if tg_op = 'UPDATE' and not (
-        (old.finished_at is null and new.finished_at is not null)
-        or (old.finished_at is null and new.lock is distinct from old.lock)
+        (
+            old.finished_at is null
+            and (new.finished_at is not null or new.lock is distinct from old.lock)
+        )
         or (old.ready_seq is not null and new.ready_seq is null and new.status = 'todo')
     ) then
         return new;
@@ -3965,7 +3967,7 @@ begin
     if not found then
         perform _procrastinate_refuse_worker(worker_id);
     end if;
-    perform _procrastinate_take_back_jobs(worker_id, 'release', 2147483647);
+    perform _procrastinate_take_back_jobs(worker_id, 2147483647);
 end;
 $$;
 
@@ -3983,7 +3985,7 @@ set search_path from current
 as $$
 declare
     silent_ids bigint[];
-    gone record;
+    gone_id bigint;
 begin
     if coalesce(max_jobs < 1, true) then
         perform _procrastinate_refuse('max_jobs', 'must be at least 1');
@@ -3994,17 +3996,15 @@ begin
     set gone_at = clock_timestamp()
     where worker.id = any(silent_ids) and worker.gone_at is null;
 
-    for gone in
-        select
-            worker.id,
-            case when worker.unregistered then 'release' else 'lose' end as action
+    for gone_id in
+        select worker.id
         from procrastinate_workers as worker
         where worker.gone_at is not null and worker.taken_back_at is null
         order by worker.id
     loop
         return query
-        select taken.job_id, gone.id, taken.status::text
-        from _procrastinate_take_back_jobs(gone.id, gone.action, max_jobs) as taken;
+        select taken.job_id, gone_id, taken.status::text
+        from _procrastinate_take_back_jobs(gone_id, max_jobs) as taken;
     end loop;
 
     -- A fetch that was under way when its worker was given up may still commit: look for a minute.
@@ -4073,7 +4073,7 @@ $$;
 comment on function _procrastinate_silent_workers is
 'The workers that are gone, as seen by a rescuer that judges only the time that was watched.';
 
-create function _procrastinate_take_back_jobs(worker_id bigint, action text, max_jobs integer)
+create function _procrastinate_take_back_jobs(worker_id bigint, max_jobs integer)
 returns table (job_id bigint, status procrastinate_job_status)
 language plpgsql
 set search_path from current
@@ -4082,6 +4082,12 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
+declare
+    action constant text := (
+        select case when worker.unregistered then 'release' else 'lose' end
+        from procrastinate_workers as worker
+        where worker.id = _procrastinate_take_back_jobs.worker_id
+    );
 begin
     return query
     select ended.job_id, ended.status
@@ -4096,8 +4102,8 @@ end;
 $$;
 
 comment on function _procrastinate_take_back_jobs is
-'End the runs that a worker holds, but for those whose row somebody holds, as handed back or as '
-'lost.';
+'End the runs that a worker holds which is gone, but for those whose row somebody holds: as handed '
+'back if it left in good order, else as lost.';
 
 -- The whole housekeeping in one call, made by each worker every second or so.
 

@@ -16,9 +16,9 @@ end;
 $$;
 
 comment on function _procrastinate_act is
-'Tell the triggers that the statements from here on are the claims, or the ends of runs, of the '
-'queue itself, which keep its rules without them; then that they no longer are. An error in '
-'between undoes it.';
+'Tell the triggers that the statements from here on are those of the queue itself that make jobs '
+'ready, claim them or end their runs, and keep its rules without them; then that they no longer '
+'are. An error in between undoes it.';
 
 create function _procrastinate_job_inserted()
 returns trigger
@@ -165,8 +165,10 @@ set search_path from current
 as $$
 begin
     if tg_op = 'UPDATE' and not (
-        (old.finished_at is null and new.finished_at is not null)
-        or (old.finished_at is null and new.lock is distinct from old.lock)
+        (
+            old.finished_at is null
+            and (new.finished_at is not null or new.lock is distinct from old.lock)
+        )
         or (old.ready_seq is not null and new.ready_seq is null and new.status = 'todo')
     ) then
         return new;

@@ -99,7 +99,7 @@ begin
     if not found then
         perform _procrastinate_refuse_worker(worker_id);
     end if;
-    perform _procrastinate_take_back_jobs(worker_id, 'release', 2147483647);
+    perform _procrastinate_take_back_jobs(worker_id, 2147483647);
 end;
 $$;
 

@@ -7,7 +7,7 @@ set search_path from current
 as $$
 declare
     silent_ids bigint[];
-    gone record;
+    gone_id bigint;
 begin
     if coalesce(max_jobs < 1, true) then
         perform _procrastinate_refuse('max_jobs', 'must be at least 1');
@@ -18,17 +18,15 @@ begin
     set gone_at = clock_timestamp()
     where worker.id = any(silent_ids) and worker.gone_at is null;
 
-    for gone in
-        select
-            worker.id,
-            case when worker.unregistered then 'release' else 'lose' end as action
+    for gone_id in
+        select worker.id
         from procrastinate_workers as worker
         where worker.gone_at is not null and worker.taken_back_at is null
         order by worker.id
     loop
         return query
-        select taken.job_id, gone.id, taken.status::text
-        from _procrastinate_take_back_jobs(gone.id, gone.action, max_jobs) as taken;
+        select taken.job_id, gone_id, taken.status::text
+        from _procrastinate_take_back_jobs(gone_id, max_jobs) as taken;
     end loop;
 
     -- A fetch that was under way when its worker was given up may still commit: look for a minute.
@@ -97,7 +95,7 @@ $$;
 comment on function _procrastinate_silent_workers is
 'The workers that are gone, as seen by a rescuer that judges only the time that was watched.';
 
-create function _procrastinate_take_back_jobs(worker_id bigint, action text, max_jobs integer)
+create function _procrastinate_take_back_jobs(worker_id bigint, max_jobs integer)
 returns table (job_id bigint, status procrastinate_job_status)
 language plpgsql
 set search_path from current
@@ -106,6 +104,12 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
+declare
+    action constant text := (
+        select case when worker.unregistered then 'release' else 'lose' end
+        from procrastinate_workers as worker
+        where worker.id = _procrastinate_take_back_jobs.worker_id
+    );
 begin
     return query
     select ended.job_id, ended.status
@@ -120,5 +124,5 @@ end;
 $$;
 
 comment on function _procrastinate_take_back_jobs is
-'End the runs that a worker holds, but for those whose row somebody holds, as handed back or as '
-'lost.';
+'End the runs that a worker holds which is gone, but for those whose row somebody holds: as handed '
+'back if it left in good order, else as lost.';
