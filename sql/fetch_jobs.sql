@@ -31,6 +31,10 @@ declare
     waits_left integer := 20;
 begin
     perform _procrastinate_check_fetch(worker_id, queue_names, max_jobs);
+    -- A few jobs are few rows to pass.
+    if max_jobs > 20 then
+        perform _procrastinate_be_admitted();
+    end if;
 
     loop
         promoted := _procrastinate_promote_due(batch);

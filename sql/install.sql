@@ -27,6 +27,7 @@ begin;
 \ir settle_locks.sql
 \ir promote_due.sql
 \ir pick_jobs.sql
+\ir admission.sql
 \ir fetch_jobs.sql
 
 -- End runs.

@@ -84,6 +84,7 @@ drop function
     _procrastinate_act,
     _procrastinate_add_levels,
     _procrastinate_append_events,
+    _procrastinate_be_admitted,
     _procrastinate_become_settler,
     _procrastinate_begins_at_floor,
     _procrastinate_carry_over_aborts,
@@ -159,6 +160,7 @@ drop function
     _procrastinate_take_back_jobs,
     _procrastinate_take_events,
     _procrastinate_unready,
+    _procrastinate_wait_for_place,
     _procrastinate_wake_ready,
     _procrastinate_watched_since,
     _procrastinate_without_paused;
