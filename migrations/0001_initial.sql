@@ -2928,6 +2928,8 @@ comment on function procrastinate_fetch_jobs is
 'another; while somebody holds an old snapshot, what was committed late may come some seconds '
 'later (docs/decisions/0006-floors.md). To be called in a short read committed transaction of its '
 'own, which may give up synchronous commits: claims of jobs with a lock have them all the same. '
+'Of the fetches of more than 20 jobs eight go on at a time; another waits for one of them to end, '
+'but no longer than a second. '
 'Errors: PC004 if the worker is not registered or was given up; 22023 (an empty array of queues '
 'among them); 25001 in another isolation level. Example: '
 'select * from procrastinate_fetch_jobs(7, array[''mail''], max_jobs => 10).';
@@ -4683,15 +4685,14 @@ begin
     mended := 'jobs of workers that are gone taken back';
     select count(*) into amount
     from _procrastinate_end_runs(array(
-        select (job.id, null, job.worker_id, 'lose', null, null, null, null)::procrastinate_outcome
+        select (
+            job.id, null, job.worker_id, case when worker.unregistered then 'release' else 'lose' end,
+            null, null, null, null
+        )::procrastinate_outcome
         from procrastinate_jobs as job
-        where
-            job.status = 'doing'
-            and not exists (
-                select from procrastinate_workers as worker
-                where worker.id = job.worker_id and worker.gone_at is null
-            )
-        for update skip locked
+        left join procrastinate_workers as worker on job.worker_id = worker.id
+        where job.status = 'doing' and (worker.id is null or worker.gone_at is not null)
+        for update of job skip locked
     ));
     return next;
 

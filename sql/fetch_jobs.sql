@@ -82,6 +82,8 @@ comment on function procrastinate_fetch_jobs is
 'another; while somebody holds an old snapshot, what was committed late may come some seconds '
 'later (docs/decisions/0006-floors.md). To be called in a short read committed transaction of its '
 'own, which may give up synchronous commits: claims of jobs with a lock have them all the same. '
+'Of the fetches of more than 20 jobs eight go on at a time; another waits for one of them to end, '
+'but no longer than a second. '
 'Errors: PC004 if the worker is not registered or was given up; 22023 (an empty array of queues '
 'among them); 25001 in another isolation level. Example: '
 'select * from procrastinate_fetch_jobs(7, array[''mail''], max_jobs => 10).';

@@ -25,15 +25,14 @@ begin
     mended := 'jobs of workers that are gone taken back';
     select count(*) into amount
     from _procrastinate_end_runs(array(
-        select (job.id, null, job.worker_id, 'lose', null, null, null, null)::procrastinate_outcome
+        select (
+            job.id, null, job.worker_id, case when worker.unregistered then 'release' else 'lose' end,
+            null, null, null, null
+        )::procrastinate_outcome
         from procrastinate_jobs as job
-        where
-            job.status = 'doing'
-            and not exists (
-                select from procrastinate_workers as worker
-                where worker.id = job.worker_id and worker.gone_at is null
-            )
-        for update skip locked
+        left join procrastinate_workers as worker on job.worker_id = worker.id
+        where job.status = 'doing' and (worker.id is null or worker.gone_at is not null)
+        for update of job skip locked
     ));
     return next;
 

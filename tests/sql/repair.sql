@@ -1,7 +1,7 @@
 -- After a restore or a switch-over, what lives outside the rows is made to fit them again.
 begin;
 \ir support/arrange.sql
-select plan(18);
+select plan(20);
 
 create function pg_temp.mended(what text)
 returns bigint
@@ -61,6 +61,21 @@ select is(
 select is(pg_temp.fetch(10, worker_name => 'bob'), 'orphan', 'they run again');
 
 select is((pg_temp.job('held')).attempts, 0, 'those of known workers go on');
+
+-- What a worker that left in good order could not hand back, since its row was held.
+
+update procrastinate_workers as worker
+set gone_at = clock_timestamp(), unregistered = true
+where worker.name = 'bob';
+
+select is(
+    pg_temp.mended('gone taken back'), 2::bigint, 'so are those of a worker that left in good order'
+);
+
+select is(
+    array[(pg_temp.job('held')).handed_back, (pg_temp.job('held')).lost], array[1, 0],
+    'they are handed back, not lost'
+);
 
 -- Workers that are silent: here, or since another server was told that they live.
 
