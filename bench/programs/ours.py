@@ -66,13 +66,17 @@ def register_batch_task(
 
 
 def work(app: App, contract: Contract) -> None:
-    """Run a worker until told to stop; the option `workers` runs several, for their idle cost."""
+    """Run a worker until told to stop; the option `workers` runs several, for their idle cost.
+
+    The option `durable_claims` is that of the worker.
+    """
     concurrency = int(contract.options.get("concurrency", 100))
+    durable_claims = bool(contract.options.get("durable_claims", True))
     workers = int(contract.options.get("workers", 1))
     contract.ready()
     contract.when_stopped(lambda: os.kill(os.getpid(), signal.SIGTERM))
     if workers == 1:
-        app.run_worker(concurrency=concurrency)
+        app.run_worker(concurrency=concurrency, durable_claims=durable_claims)
     else:
         asyncio.run(_run_many(app, workers, concurrency))
     contract.report()
