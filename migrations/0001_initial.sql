@@ -4143,11 +4143,13 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 declare
-    action constant text := (
-        select case when worker.unregistered then 'release' else 'lose' end
-        from procrastinate_workers as worker
-        where worker.id = _procrastinate_take_back_jobs.worker_id
-    );
+    action constant text := case
+        when exists (
+            select from procrastinate_workers as worker
+            where worker.id = _procrastinate_take_back_jobs.worker_id and worker.unregistered
+        ) then 'release'
+        else 'lose'
+    end;
 begin
     return query
     select ended.job_id, ended.status
@@ -4162,8 +4164,8 @@ end;
 $$;
 
 comment on function _procrastinate_take_back_jobs is
-'End the runs that a worker holds which is gone, but for those whose row somebody holds: as handed '
-'back if it left in good order, else as lost.';
+'End up to max_jobs (null: all) runs that a worker holds which is gone or unknown, but for those '
+'whose row somebody holds: as handed back if it left in good order, else as lost.';
 
 -- The whole housekeeping in one call, made by each worker every second or so.
 
@@ -4684,16 +4686,13 @@ begin
 
     mended := 'jobs of workers that are gone taken back';
     select count(*) into amount
-    from _procrastinate_end_runs(array(
-        select (
-            job.id, null, job.worker_id, case when worker.unregistered then 'release' else 'lose' end,
-            null, null, null, null
-        )::procrastinate_outcome
+    from (
+        select distinct job.worker_id
         from procrastinate_jobs as job
         left join procrastinate_workers as worker on job.worker_id = worker.id
         where job.status = 'doing' and (worker.id is null or worker.gone_at is not null)
-        for update of job skip locked
-    ));
+    ) as gone
+    cross join lateral _procrastinate_take_back_jobs(gone.worker_id, null);
     return next;
 
     mended := 'locks looked at afresh';

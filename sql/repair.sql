@@ -24,16 +24,13 @@ begin
 
     mended := 'jobs of workers that are gone taken back';
     select count(*) into amount
-    from _procrastinate_end_runs(array(
-        select (
-            job.id, null, job.worker_id, case when worker.unregistered then 'release' else 'lose' end,
-            null, null, null, null
-        )::procrastinate_outcome
+    from (
+        select distinct job.worker_id
         from procrastinate_jobs as job
         left join procrastinate_workers as worker on job.worker_id = worker.id
         where job.status = 'doing' and (worker.id is null or worker.gone_at is not null)
-        for update of job skip locked
-    ));
+    ) as gone
+    cross join lateral _procrastinate_take_back_jobs(gone.worker_id, null);
     return next;
 
     mended := 'locks looked at afresh';

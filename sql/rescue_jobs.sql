@@ -105,11 +105,13 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 declare
-    action constant text := (
-        select case when worker.unregistered then 'release' else 'lose' end
-        from procrastinate_workers as worker
-        where worker.id = _procrastinate_take_back_jobs.worker_id
-    );
+    action constant text := case
+        when exists (
+            select from procrastinate_workers as worker
+            where worker.id = _procrastinate_take_back_jobs.worker_id and worker.unregistered
+        ) then 'release'
+        else 'lose'
+    end;
 begin
     return query
     select ended.job_id, ended.status
@@ -124,5 +126,5 @@ end;
 $$;
 
 comment on function _procrastinate_take_back_jobs is
-'End the runs that a worker holds which is gone, but for those whose row somebody holds: as handed '
-'back if it left in good order, else as lost.';
+'End up to max_jobs (null: all) runs that a worker holds which is gone or unknown, but for those '
+'whose row somebody holds: as handed back if it left in good order, else as lost.';

@@ -56,7 +56,9 @@ def test_a_fetch_of_few_jobs_does_not_ask_for_a_place(
     assert worker.fetch(MANY - 1) == [job]
 
 
-def test_fetches_that_are_left_open_hold_up_no_other(conn: Connection, connect: Connect) -> None:
+def test_fetches_that_are_left_open_hold_up_no_other_for_long(
+    conn: Connection, connect: Connect
+) -> None:
     jobs = [defer(conn) for _ in range(MANY * (PLACES + 1))]
     workers = [Worker(connect()) for _ in range(PLACES + 1)]
     for worker in workers:
