@@ -594,6 +594,7 @@ create function _procrastinate_read_time(argument text, value text)
 returns timestamptz
 language plpgsql
 stable
+strict
 set search_path from current
 as $$
 declare
@@ -612,7 +613,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_read_time is 'Read a time out of a batch; 22023 if it is none.';
+comment on function _procrastinate_read_time is
+'Read a time out of a batch (null: null); 22023 if it is none.';
 
 create function _procrastinate_read_interval(argument text, value jsonb)
 returns interval
@@ -1456,10 +1458,8 @@ set search_path from current
 as $$
 #variable_conflict use_column
 declare
-    keys constant text[] := array[
-        'task_name', 'args', 'queue_name', 'priority',
-        'lock', 'queueing_lock', 'scheduled_at', 'on_conflict'
-    ];
+    keys constant text[] :=
+        '{task_name,args,queue_name,priority,lock,queueing_lock,scheduled_at,on_conflict}'::text[];
 begin
     return query
     select
@@ -1471,14 +1471,19 @@ begin
         coalesce((given.job ->> 'priority')::numeric::integer, task.priority, 0),
         coalesce(given.job ->> 'lock', task.lock),
         given.job ->> 'queueing_lock',
-        case when given.job ->> 'scheduled_at' is not null
-            then _procrastinate_read_time('scheduled_at', given.job ->> 'scheduled_at')
-        end,
+        _procrastinate_read_time('scheduled_at', given.job ->> 'scheduled_at'),
         coalesce(given.job ->> 'on_conflict', 'raise')
     from jsonb_array_elements(jobs) with ordinality as given (job, place)
     -- What is wrong with it (null: nothing), in the same pass.
     cross join lateral (
         select case
+            -- Most have no more than these two, and then there is little to ask.
+            when
+                jsonb_typeof(given.job) = 'object'
+                and given.job - array['task_name', 'args'] = '{}'
+                and jsonb_typeof(given.job -> 'args') = 'object'
+                and jsonb_typeof(given.job -> 'task_name') = 'string'
+                and char_length(given.job ->> 'task_name') between 1 and 512 then null
             when
                 jsonb_typeof(given.job) <> 'object' or given.job - keys <> '{}'
                 or coalesce(given.job -> 'task_name', 'null') = 'null' then 'element'

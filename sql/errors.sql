@@ -119,6 +119,7 @@ create function _procrastinate_read_time(argument text, value text)
 returns timestamptz
 language plpgsql
 stable
+strict
 set search_path from current
 as $$
 declare
@@ -137,7 +138,8 @@ begin
 end;
 $$;
 
-comment on function _procrastinate_read_time is 'Read a time out of a batch; 22023 if it is none.';
+comment on function _procrastinate_read_time is
+'Read a time out of a batch (null: null); 22023 if it is none.';
 
 create function _procrastinate_read_interval(argument text, value jsonb)
 returns interval

@@ -109,7 +109,9 @@ class Deferrer:
         return [job_id for job_id, _ in created]
 
     def _call(self, args: Mapping[str, Any]) -> Call[int]:
-        self._check(args)
+        parameters = self._parameters()
+        if parameters is not None:
+            parameters.check(self.task_name, args)
         return calls.defer_job(
             args=args,
             scheduled_at=self.schedule_at,
@@ -121,17 +123,21 @@ class Deferrer:
         options = {name: value for name, value in self._options().items() if value is not None}
         if self.schedule_at is not None:
             options["scheduled_at"] = self.schedule_at.isoformat()
+        # Each element carries them: the default of most is not said a thousand times.
+        if self.on_conflict == "raise":
+            del options["on_conflict"]
+        parameters = self._parameters()
         elements = []
         for args in jobs:
-            self._check(args)
+            if parameters is not None:
+                parameters.check(self.task_name, args)
             elements.append({**options, "args": args})
         return calls.defer_jobs(elements, scheduled_in=self.schedule_in)
 
-    def _check(self, args: Mapping[str, Any]) -> None:
-        task = self.app.tasks.get(self.task_name)
+    def _parameters(self) -> Parameters | None:
         # What a batch task makes of the arguments of a job is its own affair.
-        if task is not None and task.parameters is not None:
-            task.parameters.check(self.task_name, args)
+        task = self.app.tasks.get(self.task_name)
+        return None if task is None else task.parameters
 
     def _options(self) -> dict[str, Any]:
         # What this process knows of the task is sent along: a worker may not have declared it yet.
