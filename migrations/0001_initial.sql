@@ -230,8 +230,10 @@ create unique index procrastinate_jobs_lock_holder_idx
 on procrastinate_jobs (lock)
 where lock is not null and (status = 'doing' or ready_seq is not null);
 
+-- `+ 0` once more: of a lock that seems to be frequent, the next job after another would be looked
+-- for in the primary key, past those of all other locks.
 create index procrastinate_jobs_lock_waiting_idx
-on procrastinate_jobs (lock, priority desc, id)
+on procrastinate_jobs (lock, priority desc, (id + 0))
 where lock is not null and status = 'todo';
 
 create unique index procrastinate_jobs_queueing_lock_idx
@@ -956,7 +958,7 @@ begin
     perform _procrastinate_notify_queue(job.queue_name)
     from procrastinate_jobs as job
     where job.lock = old.lock and job.status = 'todo' and job.id <> old.id
-    order by job.priority desc, job.id
+    order by job.priority desc, job.id + 0
     limit 1;
 
     if tg_op = 'DELETE' then
@@ -2252,7 +2254,7 @@ begin
             select first.id, first.due_at
             from procrastinate_jobs as first
             where first.lock = named.lock and first.status = 'todo'
-            order by first.priority desc, first.id
+            order by first.priority desc, first.id + 0
             limit 1
         ) as job
         left join lateral (
@@ -2532,7 +2534,7 @@ begin
                 or job.id = (
                     select first.id from procrastinate_jobs as first
                     where first.lock = job.lock and first.status = 'todo'
-                    order by first.priority desc, first.id
+                    order by first.priority desc, first.id + 0
                     limit 1
                 )
             )
@@ -2578,7 +2580,7 @@ begin
                     or job.id = (
                         select first.id from procrastinate_jobs as first
                         where first.lock = job.lock and first.status = 'todo'
-                        order by first.priority desc, first.id
+                        order by first.priority desc, first.id + 0
                         limit 1
                     )
                 )
@@ -2633,7 +2635,7 @@ begin
                     or job.id = (
                         select first.id from procrastinate_jobs as first
                         where first.lock = job.lock and first.status = 'todo'
-                        order by first.priority desc, first.id
+                        order by first.priority desc, first.id + 0
                         limit 1
                     )
                 )
@@ -3476,7 +3478,7 @@ begin
                 select job.queue_name
                 from procrastinate_jobs as job
                 where job.lock = done.lock and job.status = 'todo' and job.priority > done.priority
-                order by job.priority desc, job.id
+                order by job.priority desc, job.id + 0
                 limit 1
             )
             union all
@@ -3485,8 +3487,8 @@ begin
                 from procrastinate_jobs as job
                 where
                     job.lock = done.lock and job.status = 'todo'
-                    and job.priority = done.priority and job.id > done.id - 1000
-                order by job.priority desc, job.id
+                    and job.priority = done.priority and job.id + 0 > done.id - 1000
+                order by job.priority desc, job.id + 0
                 limit 1
             )
             union all
@@ -3494,7 +3496,7 @@ begin
                 select job.queue_name
                 from procrastinate_jobs as job
                 where job.lock = done.lock and job.status = 'todo' and job.priority < done.priority
-                order by job.priority desc, job.id
+                order by job.priority desc, job.id + 0
                 limit 1
             )
             limit 1

@@ -276,7 +276,7 @@ begin
                 select job.queue_name
                 from procrastinate_jobs as job
                 where job.lock = done.lock and job.status = 'todo' and job.priority > done.priority
-                order by job.priority desc, job.id
+                order by job.priority desc, job.id + 0
                 limit 1
             )
             union all
@@ -285,8 +285,8 @@ begin
                 from procrastinate_jobs as job
                 where
                     job.lock = done.lock and job.status = 'todo'
-                    and job.priority = done.priority and job.id > done.id - 1000
-                order by job.priority desc, job.id
+                    and job.priority = done.priority and job.id + 0 > done.id - 1000
+                order by job.priority desc, job.id + 0
                 limit 1
             )
             union all
@@ -294,7 +294,7 @@ begin
                 select job.queue_name
                 from procrastinate_jobs as job
                 where job.lock = done.lock and job.status = 'todo' and job.priority < done.priority
-                order by job.priority desc, job.id
+                order by job.priority desc, job.id + 0
                 limit 1
             )
             limit 1

@@ -181,7 +181,7 @@ begin
     perform _procrastinate_notify_queue(job.queue_name)
     from procrastinate_jobs as job
     where job.lock = old.lock and job.status = 'todo' and job.id <> old.id
-    order by job.priority desc, job.id
+    order by job.priority desc, job.id + 0
     limit 1;
 
     if tg_op = 'DELETE' then

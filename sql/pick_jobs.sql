@@ -48,7 +48,7 @@ begin
                 or job.id = (
                     select first.id from procrastinate_jobs as first
                     where first.lock = job.lock and first.status = 'todo'
-                    order by first.priority desc, first.id
+                    order by first.priority desc, first.id + 0
                     limit 1
                 )
             )
@@ -94,7 +94,7 @@ begin
                     or job.id = (
                         select first.id from procrastinate_jobs as first
                         where first.lock = job.lock and first.status = 'todo'
-                        order by first.priority desc, first.id
+                        order by first.priority desc, first.id + 0
                         limit 1
                     )
                 )
@@ -149,7 +149,7 @@ begin
                     or job.id = (
                         select first.id from procrastinate_jobs as first
                         where first.lock = job.lock and first.status = 'todo'
-                        order by first.priority desc, first.id
+                        order by first.priority desc, first.id + 0
                         limit 1
                     )
                 )

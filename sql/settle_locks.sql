@@ -264,7 +264,7 @@ begin
             select first.id, first.due_at
             from procrastinate_jobs as first
             where first.lock = named.lock and first.status = 'todo'
-            order by first.priority desc, first.id
+            order by first.priority desc, first.id + 0
             limit 1
         ) as job
         left join lateral (

@@ -117,8 +117,10 @@ create unique index procrastinate_jobs_lock_holder_idx
 on procrastinate_jobs (lock)
 where lock is not null and (status = 'doing' or ready_seq is not null);
 
+-- `+ 0` once more: of a lock that seems to be frequent, the next job after another would be looked
+-- for in the primary key, past those of all other locks.
 create index procrastinate_jobs_lock_waiting_idx
-on procrastinate_jobs (lock, priority desc, id)
+on procrastinate_jobs (lock, priority desc, (id + 0))
 where lock is not null and status = 'todo';
 
 create unique index procrastinate_jobs_queueing_lock_idx

@@ -57,7 +57,7 @@ begin
                 met.id = (
                     select first.id from procrastinate_jobs as first
                     where first.lock = met.lock and first.status = 'todo'
-                    order by first.priority desc, first.id
+                    order by first.priority desc, first.id + 0
                     limit 1
                 )
                 and not exists (
@@ -88,7 +88,7 @@ begin
             select next.id
             from procrastinate_jobs as next
             where next.lock = _procrastinate_wake.lock and next.status = 'todo' and next.id <> but_not
-            order by next.priority desc, next.id
+            order by next.priority desc, next.id + 0
             limit 1
         )
         and job.status = 'todo'

@@ -26,6 +26,9 @@ SHAPES: dict[str, LiteralString] = {
     " select 't', 'mail', 'running' from generate_series(1, %s)",
     "behind many locks": "(task_name, queue_name, lock)"
     " select 't', 'mail', 'running ' || number %% 100 from generate_series(1, %s) as number",
+    "behind two locks": "(task_name, queue_name, lock)"
+    " select 't', 'mail', case number when 1 then 'short' else 'long' end"
+    " from generate_series(1, %s) as number",
     "free locks": "(task_name, queue_name, lock)"
     " select 't', 'mail', 'free ' || number %% 100 from generate_series(1, %s) as number",
     "in another queue": "(task_name, queue_name) select 't', 'other' from generate_series(1, %s)",
@@ -196,6 +199,24 @@ def test_settling_a_lock_reads_its_head_only(conn: Connection, statistics: str) 
     assert full.of_jobs() <= CALLS[fetch] | {"lock_holder_idx", "lock_waiting_idx"}
     assert full.entries <= small.entries + 2 * RUNNING
     assert full.blocks <= small.blocks + LEVELS * 4 * 100
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+def test_the_last_job_of_a_lock_does_not_look_through_those_of_others(
+    conn: Connection, statistics: str
+) -> None:
+    finish: LiteralString = "succeed_jobs(%(worker)s, array[%(last)s]::bigint[], '{1}')"
+    readings = []
+    for size in (SMALL, LARGE):
+        queue = Queue(conn, "behind two locks", size, statistics)
+        last = value(conn, "select id from procrastinate_jobs where lock = 'short'")
+        queue.values["last"] = last
+        readings.append(queue.read(finish))
+
+    small, full = readings
+    assert full.of_jobs() <= {"pkey", "lock_waiting_idx"}
+    assert full.entries <= small.entries + 10
+    assert full.blocks <= small.blocks + 3 * LEVELS
 
 
 # Under a held snapshot: the dead entries of what has been run through since.
