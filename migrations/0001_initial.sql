@@ -1744,12 +1744,12 @@ begin
         return false;
     end if;
     -- An entry costs some microsecond to pass, since its row lies anywhere in memory: looks from the
-    -- start take a fiftieth of the time of one session; where there are very many a seventh, lest
+    -- start take a fiftieth of the time of one session; where there are very many a tenth, lest
     -- what is hidden waits for too long.
     perform _procrastinate_put_off(
         key,
         (extract(epoch from clock_timestamp()) * 1000)::bigint
-        + greatest(least(effort * 4, 2000), effort / 2)
+        + greatest(least(effort * 4, 2000), effort * 3 / 4)
     );
     return true;
 end;
@@ -1757,8 +1757,8 @@ $$;
 
 comment on function _procrastinate_note_effort is
 'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
-'while: in milliseconds four times the effort, up to two seconds, or half of it, if that is more. '
-'Returns whether it did; if not, all looks begin at the start.';
+'while: in milliseconds four times the effort, up to two seconds, or three quarters of it, if that '
+'is more. Returns whether it did; if not, all looks begin at the start.';
 
 -- Where to begin to look in each priority of a queue, its levels (docs/decisions/0006-floors.md).
 --
