@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event, Thread
 from typing import Any
 
 import psycopg
@@ -48,6 +49,26 @@ def register_worker(connection: psycopg.Connection[Any], name: str = "bench") ->
     ).fetchone()
     assert row is not None
     return int(row[0])
+
+
+@contextmanager
+def heartbeats(database: Database) -> Iterator[None]:
+    """Have a worker without jobs send its heartbeats meanwhile, as each worker does."""
+    over = Event()
+
+    def beat() -> None:
+        with database.connect() as connection:
+            worker_id = register_worker(connection, "heart")
+            while not over.wait(1):
+                connection.execute("select procrastinate_heartbeat(%s)", (worker_id,))
+
+    thread = Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

@@ -1552,10 +1552,11 @@ comment on function _procrastinate_refuse_new_job is
 --
 -- A snapshot that is held open (a report, pg_dump, a forgotten begin) keeps the index entries of
 -- all jobs that have been claimed since, and each look from the start of the index passes them.
--- So a look that had to pass many notes how far it came, its floor, and for a second or two others
--- begin there; then one of them looks from the start again. Else everybody does: a floor is a hint,
--- and what lies below it (a producer that committed late, a claim rolled back) is found by the next
--- such look (docs/decisions/0006-floors.md).
+-- So a look that had to pass many notes how far it came, its floor, and others begin there. A floor
+-- is a hint: what lies below it (a producer that committed late, a claim rolled back) is found by
+-- another look. Ready jobs are swept for by heartbeats (sql/sweeps.sql); of due times and of events
+-- of locks there are fewer, and after a second or two one look begins at the start again
+-- (docs/decisions/0006-floors.md).
 --
 -- Floors live in sequences, since a row would itself leave a dead version for each change. There is
 -- a fixed number: each holds 20 bits of the hash of what it is the floor of, and 43 bits of floor.
@@ -1703,20 +1704,28 @@ returns timestamptz
 language plpgsql
 set search_path from current
 as $$
+declare
+    -- In milliseconds.
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
     return (
-        select to_timestamp(min(look.until) / 1e3)
+        select to_timestamp(min(look.at) / 1e3)
         from (
-            select _procrastinate_floor('until ' || named.key) as until
-            from unnest(keys || array['due', 'events']) as named (key)
+            select _procrastinate_floor('until ' || named.key) as at
+            from unnest(array['due', 'events']) as named (key)
+            union all
+            -- A fetch sweeps only if heartbeats have not done so.
+            select _procrastinate_floor('until ' || named.key) + 2000
+            from unnest(keys) as named (key)
         ) as look
-        where look.until > extract(epoch from clock_timestamp()) * 1000
+        where look.at > this_moment
     );
 end;
 $$;
 
 comment on function _procrastinate_next_look is
-'When the next of these may be looked through from the start again (null: at once).';
+'When a fetch from these queues is the next to look for what is hidden below a floor (null: at '
+'once, or there is none).';
 
 create function _procrastinate_effort(index regclass)
 returns bigint
@@ -1762,9 +1771,9 @@ comment on function _procrastinate_note_effort is
 
 -- Where to begin to look in each priority of a queue, its levels (docs/decisions/0006-floors.md).
 --
--- One session at a time surveys a queue: it passes all that is gone, in every level, and notes as
--- floors what waits first. Until the next survey fetches begin there, and raise the floors as they
--- take jobs.
+-- The fetch that first has much to pass surveys the queue: it notes as floors what waits first, in
+-- every level. From then on fetches begin there, and raise the floors as they take jobs; what
+-- appears below is found by sweeps (sql/sweeps.sql).
 
 create table procrastinate_levels (
     queue_name text,
@@ -1783,13 +1792,26 @@ returns boolean
 language plpgsql
 set search_path from current
 as $$
+declare
+    -- In milliseconds.
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
-    return coalesce(_procrastinate_begins_at_floor(key), _procrastinate_survey(key));
+    -- For a minute nobody has had much to pass, of whatever index.
+    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
+    then
+        return false;
+    end if;
+
+    -- Heartbeats sweep. If none comes, somebody has to.
+    if _procrastinate_is_to_be_swept(key, 2000) then
+        perform _procrastinate_sweep(key);
+    end if;
+    return _procrastinate_floor('until ' || key) > 1;
 end;
 $$;
 
 comment on function _procrastinate_looks_from_floors is
-'Is this queue (empty: all queues) looked through from its floors? Surveys it if it is time to.';
+'Is this queue (empty: all queues) looked through from its floors?';
 
 create function _procrastinate_part_by_floor(keys text[])
 returns table (at_floor text[], at_start text[])
@@ -1809,17 +1831,16 @@ end;
 $$;
 
 comment on function _procrastinate_part_by_floor is
-'Which of these queues are looked through from their floors, and which from the start? Surveys '
-'those for which it is time.';
+'Which of these queues are looked through from their floors, and which from the start?';
 
 create function _procrastinate_survey(key text)
-returns boolean
+returns void
 language plpgsql
 set search_path from current
 as $$
 declare
     -- Of more, too many floors would take each other's places.
-    most_levels constant integer := 24;
+    most_levels constant integer := 20;
     index constant regclass := _procrastinate_ready_index(key);
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort(index);
@@ -1833,9 +1854,11 @@ begin
 
     -- A floor is seen by all at once, a level when it is committed: whoever began at floors without
     -- the level of a job would not find it. So the levels come first, the floors with a later look.
-    if cardinality(turns) > most_levels or _procrastinate_add_levels(key, priorities) then
-        perform _procrastinate_note_effort(key, 0);
-        return false;
+    if effort <= 15
+        or cardinality(turns) > most_levels
+        or _procrastinate_add_levels(key, priorities)
+    then
+        return;
     end if;
     perform _procrastinate_set_floor(
         _procrastinate_floor_key(key, level.priority),
@@ -1843,14 +1866,18 @@ begin
     )
     from procrastinate_levels as level
     where level.queue_name = key;
-    return _procrastinate_note_effort(key, effort);
+    perform _procrastinate_set_floor('swept ' || key, 1);
+    perform _procrastinate_set_floor('bottom ' || key, newest);
+    perform _procrastinate_put_off(
+        key, (extract(epoch from clock_timestamp()) * 1000)::bigint + 1000
+    );
 end;
 $$;
 
 comment on function _procrastinate_survey is
-'Note for each level of a queue (empty: of all queues) the turn that waits first as its floor, a '
-'little lower since a turn is drawn some time before it can be seen; if that took much, let looks '
-'begin there for a while. Returns whether they do.';
+'Look at what waits first in each level of a queue (empty: of all queues); if that took much, note '
+'it as floors, a little lower since a turn is drawn some time before it can be seen, and let looks '
+'begin there.';
 
 create function _procrastinate_ready_index(key text)
 returns regclass
@@ -1880,6 +1907,26 @@ $$;
 
 comment on function _procrastinate_floor_key is
 'Under which key the floor of a level is noted.';
+
+create function _procrastinate_floors_of(keys text[])
+returns table (queue_name text, priority integer, floor bigint)
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        level.queue_name,
+        level.priority,
+        _procrastinate_floor(_procrastinate_floor_key(level.queue_name, level.priority))
+    from procrastinate_levels as level
+    where level.queue_name = any(keys)
+    order by level.priority desc;
+end;
+$$;
+
+comment on function _procrastinate_floors_of is
+'The levels of some queues (empty: of all queues), the highest first, and the floor of each.';
 
 create function _procrastinate_first_of_levels(key text, max_levels integer)
 returns table (priority integer, ready_seq bigint)
@@ -1987,6 +2034,236 @@ comment on function _procrastinate_raise_floors is
 'After a look from the floors: let the next ones begin where this one ended. That is at the last '
 'job that was taken, if all that were wanted were found (last_id); the levels above it, or without '
 'it all levels, were seen as far as to the newest turn before the look.';
+
+-- What appears below a floor, found a slice at a time (docs/decisions/0006-floors.md).
+--
+-- Below the floors of a queue lie the entries of what is gone, and now and then a job: of a
+-- producer that committed late, or of a claim that was rolled back. Once a second one heartbeat
+-- passes the newest slice of those entries and a further one, from the lowest turns up and then
+-- again, and gives the jobs that it meets a fresh turn, above all floors. So no fetch has to pass
+-- them, and no call many.
+--
+-- The lowest slice reaches up to the newest turn of when the floors were noted, since there was
+-- little to pass then. When it is found empty, for the snapshot is gone and vacuum has come, it
+-- grows; when it has grown up to the newest turn, there is no need for floors any more.
+
+create function _procrastinate_sweep_queues(queue_names text[])
+returns void
+language plpgsql
+set search_path from current
+as $$
+declare
+    -- In milliseconds.
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
+begin
+    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
+    then
+        return;
+    end if;
+    perform _procrastinate_sweep(named.key)
+    from unnest(coalesce(queue_names, array[''])) as named (key)
+    where _procrastinate_is_to_be_swept(named.key, 0);
+end;
+$$;
+
+comment on function _procrastinate_sweep_queues is
+'Sweep a part of each of these queues (null: of all together) that is looked through from its '
+'floors, if it is time to.';
+
+create function _procrastinate_is_to_be_swept(key text, delay integer)
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+declare
+    -- In milliseconds.
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
+    until constant bigint := _procrastinate_floor('until ' || key);
+begin
+    -- Far in the future: the clock has gone back since.
+    return until > 1 and until not between this_moment - delay and this_moment + 5000;
+end;
+$$;
+
+comment on function _procrastinate_is_to_be_swept is
+'Is this queue (empty: all queues) looked through from its floors, and was the next sweep due so '
+'many milliseconds ago?';
+
+create function _procrastinate_sweep(key text)
+returns void
+language plpgsql
+set search_path from current
+as $$
+declare
+    slice constant bigint := 50000;
+    -- Some 50 ms.
+    effort_left bigint := 2000;
+    newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
+    bottom bigint := _procrastinate_floor('bottom ' || key);
+    first_seq bigint := _procrastinate_floor('swept ' || key);
+    end_seq bigint;
+    effort bigint;
+    is_clean boolean;
+begin
+    -- The others leave this second to this session.
+    perform _procrastinate_put_off(
+        key, (extract(epoch from clock_timestamp()) * 1000)::bigint + 1000
+    );
+    perform _procrastinate_add_levels(key, _procrastinate_new_priorities(key));
+    -- Most that is late is so by little.
+    perform _procrastinate_sweep_slice(key, newest - slice, newest);
+
+    while effort_left > 0 loop
+        end_seq := case when first_seq <= 1 then bottom else first_seq + slice end;
+        select swept.effort, swept.is_clean into effort, is_clean
+        from _procrastinate_sweep_slice(key, first_seq, end_seq) as swept;
+        effort_left := effort_left - greatest(effort, 4);
+
+        continue when not is_clean;
+        if first_seq > 1 then
+            first_seq := case when end_seq < newest then end_seq else 1 end;
+            exit when first_seq = 1;
+        elsif effort > 15 then
+            first_seq := bottom;
+        elsif bottom < newest then
+            bottom := bottom + slice;
+        else
+            perform _procrastinate_set_floor('until ' || key, 1);
+            exit;
+        end if;
+    end loop;
+    perform _procrastinate_set_floor('bottom ' || key, bottom);
+    perform _procrastinate_set_floor('swept ' || key, first_seq);
+end;
+$$;
+
+comment on function _procrastinate_sweep is
+'Sweep the newest slice of a queue (empty: of all queues), and the next ones as far as there is '
+'little to pass; note priorities that were not in use. If nothing at all had to be passed, looks '
+'begin at the start again.';
+
+create function _procrastinate_sweep_slice(key text, first_seq bigint, end_seq bigint)
+returns table (effort bigint, is_clean boolean)
+language plpgsql
+set search_path from current
+as $$
+declare
+    index constant regclass := _procrastinate_ready_index(key);
+    before constant bigint := _procrastinate_effort(index);
+    late constant bigint[] := _procrastinate_hold_late(key, first_seq, end_seq);
+begin
+    effort := _procrastinate_effort(index) - before
+        - (select 4 * count(*) from procrastinate_levels as level where level.queue_name = key);
+    is_clean := late = '{}';
+    perform _procrastinate_notify_waiting(_procrastinate_make_ready(late));
+    return next;
+end;
+$$;
+
+comment on function _procrastinate_sweep_slice is
+'Give jobs below their floors, whose turns lie between these two (the second excluded), a fresh '
+'turn, a hundred of each level at most. Returns what that took, and whether there were none.';
+
+create function _procrastinate_hold_late(key text, first_seq bigint, end_seq bigint)
+returns bigint[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    max_jobs constant integer := 100;
+begin
+    if key = '' then
+        return array(
+            select late.id
+            from _procrastinate_floors_of(array[key]) as level
+            cross join lateral (
+                select job.id
+                from procrastinate_jobs as job
+                where
+                    job.priority = level.priority
+                    and job.ready_seq >= first_seq
+                    and job.ready_seq < least(end_seq, level.floor)
+                    and job.ready_seq + 0 is not null
+                order by job.ready_seq
+                limit max_jobs
+                for update skip locked
+            ) as late
+        );
+    end if;
+    return array(
+        select late.id
+        from _procrastinate_floors_of(array[key]) as level
+        cross join lateral (
+            select job.id
+            from procrastinate_jobs as job
+            where
+                job.queue_name = key
+                and job.priority = level.priority
+                and job.ready_seq >= first_seq
+                and job.ready_seq < least(end_seq, level.floor)
+                and job.ready_seq is not null
+            order by job.ready_seq
+            limit max_jobs
+            for update skip locked
+        ) as late
+    );
+end;
+$$;
+
+comment on function _procrastinate_hold_late is
+'Hold the ready jobs of a queue (empty: of all queues) below their floors whose turns lie between '
+'these two (the second excluded), a hundred of each level at most, and return them.';
+
+create function _procrastinate_new_priorities(key text)
+returns integer[]
+language plpgsql
+set search_path from current
+as $$
+declare
+    priorities constant integer[] := array(
+        select level.priority from procrastinate_levels as level
+        where level.queue_name = key
+        order by level.priority desc
+    );
+    -- Between each and the next, above all and below all: nothing is to be passed there. Wider than
+    -- integers.
+    above constant bigint[] := 2147483648 || priorities::bigint[];
+    below constant bigint[] := priorities::bigint[] || -2147483649;
+begin
+    if key = '' then
+        return array(
+            select job.priority
+            from unnest(above, below) as gap (above, below)
+            cross join lateral (
+                select job.priority
+                from procrastinate_jobs as job
+                where
+                    job.ready_seq + 0 is not null
+                    and job.priority < gap.above and job.priority > gap.below
+                order by job.priority desc, job.ready_seq
+                limit 1
+            ) as job
+        );
+    end if;
+    return array(
+        select job.priority
+        from unnest(above, below) as gap (above, below)
+        cross join lateral (
+            select job.priority
+            from procrastinate_jobs as job
+            where
+                job.queue_name = key and job.ready_seq is not null
+                and job.priority < gap.above and job.priority > gap.below
+            order by job.priority desc, job.ready_seq
+            limit 1
+        ) as job
+    );
+end;
+$$;
+
+comment on function _procrastinate_new_priorities is
+'Priorities of ready jobs of a queue (empty: of any) that are none of its levels: one at most '
+'between each two levels.';
 
 -- Who is next: the only code that lets a job with a lock start (docs/decisions/0002-locks.md).
 --
@@ -2393,7 +2670,7 @@ $$;
 comment on function procrastinate_next_due is
 'How long until the next scheduled job of these queues (null: all) can be fetched: zero if one is '
 'due, null if none is scheduled. While fetches look from a floor (sql/floors.sql), at most until '
-'the next look from the start. Error: 22023. Example: '
+'one has to look below it. Error: 22023. Example: '
 'select procrastinate_next_due(array[''mail'']).';
 
 create function _procrastinate_promote_due(max_jobs integer)
@@ -4214,6 +4491,7 @@ begin
     perform procrastinate_rescue_jobs(worker_id);
     perform _procrastinate_carry_over_aborts();
     perform _procrastinate_wake_ready();
+    perform _procrastinate_sweep_queues(queue_names);
     perform _procrastinate_purge_due(1000);
 
     abort_job_ids := array(
@@ -4240,15 +4518,16 @@ $$;
 
 comment on function procrastinate_heartbeat is
 'Renew the lease of a worker and do the housekeeping of the whole queue: promote what is due, '
-'rescue the jobs of workers that are gone, settle locks, purge. job_ids and attempts are the runs '
-'that the worker believes to hold. Returns what it must do: abort_job_ids were asked to stop; '
-'lost_job_ids it no longer holds, so it must stop them and drop their outcome; stop_requested asks '
-'it to leave in good order; next_heartbeat is how long to wait before the next call; next_due how '
-'long until the next scheduled job of queue_names (null: all) can be fetched (null: none). '
-'backend_pid is the server process that the driver believes to talk to: if another one answers, a '
-'pooler is in between, so that only the lease tells whether the worker is gone (null: there is '
-'none). Errors: PC004 if the worker was given up: it must register again and drop all its jobs; '
-'22023; 25001. Example: select * from procrastinate_heartbeat(7, array[42], array[1]).';
+'rescue the jobs of workers that are gone, settle locks, sweep for late jobs, purge. job_ids and '
+'attempts are the runs that the worker believes to hold. Returns what it must do: abort_job_ids '
+'were asked to stop; lost_job_ids it no longer holds, so it must stop them and drop their '
+'outcome; stop_requested asks it to leave in good order; next_heartbeat is how long to wait '
+'before the next call; next_due how long until the next scheduled job of queue_names (null: all) '
+'can be fetched (null: none). backend_pid is the server process that the driver believes to talk '
+'to: if another one answers, a pooler is in between, so that only the lease tells whether the '
+'worker is gone (null: there is none). Errors: PC004 if the worker was given up: it must '
+'register again and drop all its jobs; 22023; 25001. Example: select * from '
+'procrastinate_heartbeat(7, array[42], array[1]).';
 
 create function _procrastinate_renew_lease(worker_id bigint, backend_pid integer)
 returns table (stop_requested boolean, heartbeat_interval interval)

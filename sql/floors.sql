@@ -2,10 +2,11 @@
 --
 -- A snapshot that is held open (a report, pg_dump, a forgotten begin) keeps the index entries of
 -- all jobs that have been claimed since, and each look from the start of the index passes them.
--- So a look that had to pass many notes how far it came, its floor, and for a second or two others
--- begin there; then one of them looks from the start again. Else everybody does: a floor is a hint,
--- and what lies below it (a producer that committed late, a claim rolled back) is found by the next
--- such look (docs/decisions/0006-floors.md).
+-- So a look that had to pass many notes how far it came, its floor, and others begin there. A floor
+-- is a hint: what lies below it (a producer that committed late, a claim rolled back) is found by
+-- another look. Ready jobs are swept for by heartbeats (sql/sweeps.sql); of due times and of events
+-- of locks there are fewer, and after a second or two one look begins at the start again
+-- (docs/decisions/0006-floors.md).
 --
 -- Floors live in sequences, since a row would itself leave a dead version for each change. There is
 -- a fixed number: each holds 20 bits of the hash of what it is the floor of, and 43 bits of floor.
@@ -153,20 +154,28 @@ returns timestamptz
 language plpgsql
 set search_path from current
 as $$
+declare
+    -- In milliseconds.
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
     return (
-        select to_timestamp(min(look.until) / 1e3)
+        select to_timestamp(min(look.at) / 1e3)
         from (
-            select _procrastinate_floor('until ' || named.key) as until
-            from unnest(keys || array['due', 'events']) as named (key)
+            select _procrastinate_floor('until ' || named.key) as at
+            from unnest(array['due', 'events']) as named (key)
+            union all
+            -- A fetch sweeps only if heartbeats have not done so.
+            select _procrastinate_floor('until ' || named.key) + 2000
+            from unnest(keys) as named (key)
         ) as look
-        where look.until > extract(epoch from clock_timestamp()) * 1000
+        where look.at > this_moment
     );
 end;
 $$;
 
 comment on function _procrastinate_next_look is
-'When the next of these may be looked through from the start again (null: at once).';
+'When a fetch from these queues is the next to look for what is hidden below a floor (null: at '
+'once, or there is none).';
 
 create function _procrastinate_effort(index regclass)
 returns bigint

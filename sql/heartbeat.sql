@@ -38,6 +38,7 @@ begin
     perform procrastinate_rescue_jobs(worker_id);
     perform _procrastinate_carry_over_aborts();
     perform _procrastinate_wake_ready();
+    perform _procrastinate_sweep_queues(queue_names);
     perform _procrastinate_purge_due(1000);
 
     abort_job_ids := array(
@@ -64,15 +65,16 @@ $$;
 
 comment on function procrastinate_heartbeat is
 'Renew the lease of a worker and do the housekeeping of the whole queue: promote what is due, '
-'rescue the jobs of workers that are gone, settle locks, purge. job_ids and attempts are the runs '
-'that the worker believes to hold. Returns what it must do: abort_job_ids were asked to stop; '
-'lost_job_ids it no longer holds, so it must stop them and drop their outcome; stop_requested asks '
-'it to leave in good order; next_heartbeat is how long to wait before the next call; next_due how '
-'long until the next scheduled job of queue_names (null: all) can be fetched (null: none). '
-'backend_pid is the server process that the driver believes to talk to: if another one answers, a '
-'pooler is in between, so that only the lease tells whether the worker is gone (null: there is '
-'none). Errors: PC004 if the worker was given up: it must register again and drop all its jobs; '
-'22023; 25001. Example: select * from procrastinate_heartbeat(7, array[42], array[1]).';
+'rescue the jobs of workers that are gone, settle locks, sweep for late jobs, purge. job_ids and '
+'attempts are the runs that the worker believes to hold. Returns what it must do: abort_job_ids '
+'were asked to stop; lost_job_ids it no longer holds, so it must stop them and drop their '
+'outcome; stop_requested asks it to leave in good order; next_heartbeat is how long to wait '
+'before the next call; next_due how long until the next scheduled job of queue_names (null: all) '
+'can be fetched (null: none). backend_pid is the server process that the driver believes to talk '
+'to: if another one answers, a pooler is in between, so that only the lease tells whether the '
+'worker is gone (null: there is none). Errors: PC004 if the worker was given up: it must '
+'register again and drop all its jobs; 22023; 25001. Example: select * from '
+'procrastinate_heartbeat(7, array[42], array[1]).';
 
 create function _procrastinate_renew_lease(worker_id bigint, backend_pid integer)
 returns table (stop_requested boolean, heartbeat_interval interval)

@@ -24,6 +24,7 @@ begin;
 -- Fetch jobs.
 \ir floors.sql
 \ir levels.sql
+\ir sweeps.sql
 \ir settle_locks.sql
 \ir promote_due.sql
 \ir pick_jobs.sql

@@ -1,8 +1,8 @@
 -- Where to begin to look in each priority of a queue, its levels (docs/decisions/0006-floors.md).
 --
--- One session at a time surveys a queue: it passes all that is gone, in every level, and notes as
--- floors what waits first. Until the next survey fetches begin there, and raise the floors as they
--- take jobs.
+-- The fetch that first has much to pass surveys the queue: it notes as floors what waits first, in
+-- every level. From then on fetches begin there, and raise the floors as they take jobs; what
+-- appears below is found by sweeps (sql/sweeps.sql).
 
 create table procrastinate_levels (
     queue_name text,
@@ -21,13 +21,26 @@ returns boolean
 language plpgsql
 set search_path from current
 as $$
+declare
+    -- In milliseconds.
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
-    return coalesce(_procrastinate_begins_at_floor(key), _procrastinate_survey(key));
+    -- For a minute nobody has had much to pass, of whatever index.
+    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
+    then
+        return false;
+    end if;
+
+    -- Heartbeats sweep. If none comes, somebody has to.
+    if _procrastinate_is_to_be_swept(key, 2000) then
+        perform _procrastinate_sweep(key);
+    end if;
+    return _procrastinate_floor('until ' || key) > 1;
 end;
 $$;
 
 comment on function _procrastinate_looks_from_floors is
-'Is this queue (empty: all queues) looked through from its floors? Surveys it if it is time to.';
+'Is this queue (empty: all queues) looked through from its floors?';
 
 create function _procrastinate_part_by_floor(keys text[])
 returns table (at_floor text[], at_start text[])
@@ -47,17 +60,16 @@ end;
 $$;
 
 comment on function _procrastinate_part_by_floor is
-'Which of these queues are looked through from their floors, and which from the start? Surveys '
-'those for which it is time.';
+'Which of these queues are looked through from their floors, and which from the start?';
 
 create function _procrastinate_survey(key text)
-returns boolean
+returns void
 language plpgsql
 set search_path from current
 as $$
 declare
     -- Of more, too many floors would take each other's places.
-    most_levels constant integer := 24;
+    most_levels constant integer := 20;
     index constant regclass := _procrastinate_ready_index(key);
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     before constant bigint := _procrastinate_effort(index);
@@ -71,9 +83,11 @@ begin
 
     -- A floor is seen by all at once, a level when it is committed: whoever began at floors without
     -- the level of a job would not find it. So the levels come first, the floors with a later look.
-    if cardinality(turns) > most_levels or _procrastinate_add_levels(key, priorities) then
-        perform _procrastinate_note_effort(key, 0);
-        return false;
+    if effort <= 15
+        or cardinality(turns) > most_levels
+        or _procrastinate_add_levels(key, priorities)
+    then
+        return;
     end if;
     perform _procrastinate_set_floor(
         _procrastinate_floor_key(key, level.priority),
@@ -81,14 +95,18 @@ begin
     )
     from procrastinate_levels as level
     where level.queue_name = key;
-    return _procrastinate_note_effort(key, effort);
+    perform _procrastinate_set_floor('swept ' || key, 1);
+    perform _procrastinate_set_floor('bottom ' || key, newest);
+    perform _procrastinate_put_off(
+        key, (extract(epoch from clock_timestamp()) * 1000)::bigint + 1000
+    );
 end;
 $$;
 
 comment on function _procrastinate_survey is
-'Note for each level of a queue (empty: of all queues) the turn that waits first as its floor, a '
-'little lower since a turn is drawn some time before it can be seen; if that took much, let looks '
-'begin there for a while. Returns whether they do.';
+'Look at what waits first in each level of a queue (empty: of all queues); if that took much, note '
+'it as floors, a little lower since a turn is drawn some time before it can be seen, and let looks '
+'begin there.';
 
 create function _procrastinate_ready_index(key text)
 returns regclass
@@ -118,6 +136,26 @@ $$;
 
 comment on function _procrastinate_floor_key is
 'Under which key the floor of a level is noted.';
+
+create function _procrastinate_floors_of(keys text[])
+returns table (queue_name text, priority integer, floor bigint)
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        level.queue_name,
+        level.priority,
+        _procrastinate_floor(_procrastinate_floor_key(level.queue_name, level.priority))
+    from procrastinate_levels as level
+    where level.queue_name = any(keys)
+    order by level.priority desc;
+end;
+$$;
+
+comment on function _procrastinate_floors_of is
+'The levels of some queues (empty: of all queues), the highest first, and the floor of each.';
 
 create function _procrastinate_first_of_levels(key text, max_levels integer)
 returns table (priority integer, ready_seq bigint)

@@ -42,7 +42,7 @@ $$;
 comment on function procrastinate_next_due is
 'How long until the next scheduled job of these queues (null: all) can be fetched: zero if one is '
 'due, null if none is scheduled. While fetches look from a floor (sql/floors.sql), at most until '
-'the next look from the start. Error: 22023. Example: '
+'one has to look below it. Error: 22023. Example: '
 'select procrastinate_next_due(array[''mail'']).';
 
 create function _procrastinate_promote_due(max_jobs integer)

@@ -10,7 +10,7 @@ from bench.figures.base import Figure
 from bench.figures.flat_probe import Costs, probe
 from bench.figures.flat_shapes import BASELINES, SHAPES, Shape
 from bench.peers import Peer
-from bench.queue import held_snapshot
+from bench.queue import heartbeats, held_snapshot
 from bench.samples import Sample
 
 
@@ -41,6 +41,7 @@ def _costs(bench: Bench, peer: Peer, shape: Shape, jobs: int) -> Costs:
     with bench.database(peer) as database, ExitStack() as stack:
         if shape.holder != "none":
             stack.enter_context(held_snapshot(database, shape.holder))
+        stack.enter_context(heartbeats(database))
         with database.connect() as connection:
             shape.load(connection, jobs)
         queue_names = list(shape.queue_names) if shape.queue_names else None

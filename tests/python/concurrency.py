@@ -81,6 +81,11 @@ class Worker:
         query = "select id from procrastinate_fetch_jobs(%s, %s, %s)"
         return [row[0] for row in self.conn.execute(query, (self.id, queue_names, max_jobs))]
 
+    def beat(self, queue_names: list[str] | None = None) -> None:
+        """Be heard of, and do the housekeeping."""
+        beat = "select procrastinate_heartbeat(%s, queue_names => %s)"
+        self.conn.execute(beat, (self.id, queue_names))
+
     def finish(self, job_id: int, attempt: int = 1, *, conn: Connection | None = None) -> None:
         """Finish a job, on another connection if one is given."""
         self.end("finish", job_id, attempt, conn=conn)

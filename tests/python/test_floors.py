@@ -1,4 +1,4 @@
-"""Nothing is lost below a floor: the next look from the start finds what comes there late."""
+"""Nothing is lost below a floor: sweeps find what comes there late, or another look does."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def run_through(conn: Connection, worker: Worker, lock: str | None = None) -> No
         left -= len(ids)
 
 
-def is_crowded(conn: Connection, key: str) -> bool:
-    return bool(value(conn, "select _procrastinate_is_crowded(%s)", key))
+def has_floors(conn: Connection, key: str) -> bool:
+    return bool(value(conn, "select _procrastinate_floor('until ' || %s) > 1", key))
 
 
+@pytest.mark.parametrize("sweeps", ["heartbeat", "fetch"])
 @pytest.mark.parametrize("queues", QUEUES, ids=["all", "one", "two"])
 def test_a_job_committed_late_is_found(
     conn: Connection,
@@ -37,16 +38,23 @@ def test_a_job_committed_late_is_found(
     worker: Worker,
     wait_until: WaitUntil,
     queues: list[str] | None,
+    sweeps: str,
 ) -> None:
     holder, producer = connect(), connect()
     begin(holder, "repeatable read")
     late = defer(producer)
     run_through(conn, worker)
     key = "" if queues is None else "default"
-    wait_until(lambda: worker.fetch(1, queues) == [] and is_crowded(conn, key))
+    wait_until(lambda: worker.fetch(1, queues) == [] and has_floors(conn, key))
     producer.commit()
+    assert worker.fetch(1, queues) == []
 
-    wait_until(lambda: worker.fetch(1, queues) == [late], timeout=5)
+    def found() -> bool:
+        if sweeps == "heartbeat":
+            worker.beat(queues)
+        return worker.fetch(1, queues) == [late]
+
+    wait_until(found)
 
 
 def test_a_worker_is_told_when_to_look_again(
@@ -56,14 +64,12 @@ def test_a_worker_is_told_when_to_look_again(
     run_through(conn, worker)
 
     def told() -> list[float]:
-        # Fetches begin at floors for a part of a second only: who asks later is told nothing.
-        if worker.fetch():
-            return []
+        assert worker.fetch() == []
         wait = value(conn, "select extract(epoch from procrastinate_next_due())")
         return [] if wait is None else [float(wait)]
 
     (wait,) = wait_until(told)
-    assert 0 <= wait <= 2
+    assert 0 <= wait <= 3
 
 
 def test_a_claim_rolled_back_is_found(
@@ -71,19 +77,20 @@ def test_a_claim_rolled_back_is_found(
 ) -> None:
     begin(connect(), "repeatable read")
     run_through(conn, worker)
-    wait_until(lambda: worker.fetch() == [] and is_crowded(conn, ""))
+    wait_until(lambda: worker.fetch() == [] and has_floors(conn, ""))
     job = defer(conn)
-    wait_until(lambda: not is_crowded(conn, ""))
     begin(worker.conn)
     assert worker.fetch(1) == [job]
-    run_through_by_another(conn, connect)
+    other = Worker(connect(autocommit=True))
+    run_through(conn, other)
     worker.conn.execute("rollback")
+    assert other.fetch(1) == []
 
-    wait_until(lambda: worker.fetch(1) == [job], timeout=5)
+    def found() -> bool:
+        other.beat()
+        return other.fetch(1) == [job]
 
-
-def run_through_by_another(conn: Connection, connect: Connect) -> None:
-    run_through(conn, Worker(connect(autocommit=True)))
+    wait_until(found)
 
 
 def test_a_more_urgent_job_is_found(
@@ -91,10 +98,31 @@ def test_a_more_urgent_job_is_found(
 ) -> None:
     begin(connect(), "repeatable read")
     run_through(conn, worker)
-    wait_until(lambda: worker.fetch() == [] and is_crowded(conn, ""))
+    wait_until(lambda: worker.fetch() == [] and has_floors(conn, ""))
     urgent = defer(conn, priority=99)
 
-    wait_until(lambda: worker.fetch() == [urgent], timeout=5)
+    def found() -> bool:
+        worker.beat()
+        return worker.fetch() == [urgent]
+
+    wait_until(found)
+
+
+def test_with_the_snapshot_gone_looks_begin_at_the_start_again(
+    conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
+) -> None:
+    holder = connect()
+    begin(holder, "repeatable read")
+    run_through(conn, worker)
+    wait_until(lambda: worker.fetch() == [] and has_floors(conn, ""))
+    holder.rollback()
+
+    def ended() -> bool:
+        conn.execute("vacuum procrastinate_jobs")
+        worker.beat()
+        return not has_floors(conn, "")
+
+    wait_until(ended)
 
 
 def test_an_event_of_a_lock_committed_late_is_found(
@@ -104,7 +132,8 @@ def test_an_event_of_a_lock_committed_late_is_found(
     begin(holder, "repeatable read")
     late = defer(producer, "late")
     run_through(conn, worker, lock="lock ")
-    wait_until(lambda: worker.fetch() == [] and is_crowded(conn, "events"))
+    events = "select _procrastinate_is_crowded('events')"
+    wait_until(lambda: worker.fetch() == [] and value(conn, events))
     producer.commit()
 
     wait_until(lambda: worker.fetch() == [late], timeout=5)
@@ -116,7 +145,7 @@ def test_floors_wait_for_the_levels_they_belong_to(
     begin(connect(), "repeatable read")
     run_through(conn, worker)
     conn.execute("delete from procrastinate_levels")
-    wait_until(lambda: not is_crowded(conn, ""))
+    conn.execute("select _procrastinate_set_floor('until ', 1)")
     other = Worker(connect(autocommit=True))
     begin(other.conn)
     assert other.fetch(1) == []
@@ -133,4 +162,4 @@ def test_without_dead_entries_every_look_is_from_the_start(
         "insert into procrastinate_jobs (task_name) select 't' from generate_series(1, 99)"
     )
     worker.fetch(500)
-    assert not is_crowded(conn, "")
+    assert not has_floors(conn, "")

@@ -276,23 +276,16 @@ def test_a_held_snapshot_makes_no_call_read_more(
         other.execute("create temporary table written (number integer)")
 
     run_through(queue, jobs)
-    wait_until(lambda: not value(conn, "select _procrastinate_is_crowded('')"))
-    for names in (None, ["mail"], ["urgent"]):
-        # Floors are used from the look on after the one that has noted, and committed, the levels.
+    # Floors are used from the look on after the one that has noted, and committed, the levels.
+    for names in 2 * (None, ["mail"], ["urgent"]):
         conn.execute("select procrastinate_fetch_jobs(%s, %s)", (queue.worker, names))
     queue.load("ready", SMALL)
-    crowded = "select _procrastinate_is_crowded('') and _procrastinate_is_crowded('mail')"
-
-    def is_from_the_floor() -> bool:
-        """Looks from the start are what makes looks begin at the floor: one a second."""
-        for names in (None, ["mail"], ["urgent"]):
-            fetch = "select procrastinate_fetch_jobs(%s, %s, 1)"
-            with conn.transaction(force_rollback=True):
-                conn.execute(fetch, (queue.worker, names))
-        return bool(value(conn, crowded))
 
     for call in WATCHED:
-        wait_until(is_from_the_floor)
+        # Fetches sweep only if heartbeats have not done so.
+        for names in (None, ["mail", "urgent"]):
+            beat = "select procrastinate_heartbeat(%s, queue_names => %s)"
+            conn.execute(beat, (queue.worker, names))
         full = queue.read(call)
         jobs_of_call = 100 if "100" in call else 1
         assert full.entries <= small[call].entries + 10 * (RUNNING + jobs_of_call), call
