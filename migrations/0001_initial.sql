@@ -1650,6 +1650,23 @@ $$;
 comment on function _procrastinate_is_crowded is
 'Is this an index, or a part of one, that is looked through from its floor at present?';
 
+create function _procrastinate_are_floors_in_use()
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+begin
+    return coalesce(
+        pg_sequence_last_value('procrastinate_floors_until')
+        >= (extract(epoch from clock_timestamp()) * 1000)::bigint - 60000,
+        false
+    );
+end;
+$$;
+
+comment on function _procrastinate_are_floors_in_use is
+'Has anybody had much to pass within a minute, of whatever index?';
+
 create function _procrastinate_begins_at_floor(key text)
 returns boolean
 language plpgsql
@@ -1660,9 +1677,7 @@ declare
     -- In milliseconds.
     this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
-    -- For a minute nobody has had much to pass, of whatever index.
-    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
-    then
+    if not _procrastinate_are_floors_in_use() then
         return false;
     end if;
 
@@ -1792,13 +1807,8 @@ returns boolean
 language plpgsql
 set search_path from current
 as $$
-declare
-    -- In milliseconds.
-    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
-    -- For a minute nobody has had much to pass, of whatever index.
-    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
-    then
+    if not _procrastinate_are_floors_in_use() then
         return false;
     end if;
 
@@ -2052,12 +2062,8 @@ returns void
 language plpgsql
 set search_path from current
 as $$
-declare
-    -- In milliseconds.
-    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
-    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
-    then
+    if not _procrastinate_are_floors_in_use() then
         return;
     end if;
     perform _procrastinate_sweep(named.key)
@@ -2837,14 +2843,7 @@ as $$
 begin
     return array(
         select ready.id
-        from (
-            select
-                level.priority,
-                _procrastinate_floor(_procrastinate_floor_key('', level.priority)) as floor
-            from procrastinate_levels as level
-            where level.queue_name = ''
-            order by level.priority desc
-        ) as level
+        from _procrastinate_floors_of(array['']) as level
         cross join lateral (
             select job.id
             from procrastinate_jobs as job
@@ -2962,16 +2961,7 @@ begin
             ) as first
             union all
             select above.id, above.priority, above.ready_seq
-            from (
-                select
-                    level.queue_name,
-                    level.priority,
-                    _procrastinate_floor(
-                        _procrastinate_floor_key(level.queue_name, level.priority)
-                    ) as floor
-                from procrastinate_levels as level
-                where level.queue_name = any(crowded)
-            ) as level
+            from _procrastinate_floors_of(crowded) as level
             cross join lateral (
                 select job.id, job.priority, job.ready_seq
                 from procrastinate_jobs as job
@@ -3012,14 +3002,7 @@ begin
     end if;
     return array(
         select ready.id
-        from (
-            select
-                level.priority,
-                _procrastinate_floor(_procrastinate_floor_key('', level.priority)) as floor
-            from procrastinate_levels as level
-            where level.queue_name = ''
-            order by level.priority desc
-        ) as level
+        from _procrastinate_floors_of(array['']) as level
         cross join lateral (
             select job.id
             from procrastinate_jobs as job

@@ -100,6 +100,23 @@ $$;
 comment on function _procrastinate_is_crowded is
 'Is this an index, or a part of one, that is looked through from its floor at present?';
 
+create function _procrastinate_are_floors_in_use()
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+begin
+    return coalesce(
+        pg_sequence_last_value('procrastinate_floors_until')
+        >= (extract(epoch from clock_timestamp()) * 1000)::bigint - 60000,
+        false
+    );
+end;
+$$;
+
+comment on function _procrastinate_are_floors_in_use is
+'Has anybody had much to pass within a minute, of whatever index?';
+
 create function _procrastinate_begins_at_floor(key text)
 returns boolean
 language plpgsql
@@ -110,9 +127,7 @@ declare
     -- In milliseconds.
     this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
-    -- For a minute nobody has had much to pass, of whatever index.
-    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
-    then
+    if not _procrastinate_are_floors_in_use() then
         return false;
     end if;
 

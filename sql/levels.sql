@@ -21,13 +21,8 @@ returns boolean
 language plpgsql
 set search_path from current
 as $$
-declare
-    -- In milliseconds.
-    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
 begin
-    -- For a minute nobody has had much to pass, of whatever index.
-    if coalesce(pg_sequence_last_value('procrastinate_floors_until') < this_moment - 60000, true)
-    then
+    if not _procrastinate_are_floors_in_use() then
         return false;
     end if;
 

@@ -74,14 +74,7 @@ as $$
 begin
     return array(
         select ready.id
-        from (
-            select
-                level.priority,
-                _procrastinate_floor(_procrastinate_floor_key('', level.priority)) as floor
-            from procrastinate_levels as level
-            where level.queue_name = ''
-            order by level.priority desc
-        ) as level
+        from _procrastinate_floors_of(array['']) as level
         cross join lateral (
             select job.id
             from procrastinate_jobs as job
@@ -199,16 +192,7 @@ begin
             ) as first
             union all
             select above.id, above.priority, above.ready_seq
-            from (
-                select
-                    level.queue_name,
-                    level.priority,
-                    _procrastinate_floor(
-                        _procrastinate_floor_key(level.queue_name, level.priority)
-                    ) as floor
-                from procrastinate_levels as level
-                where level.queue_name = any(crowded)
-            ) as level
+            from _procrastinate_floors_of(crowded) as level
             cross join lateral (
                 select job.id, job.priority, job.ready_seq
                 from procrastinate_jobs as job
@@ -249,14 +233,7 @@ begin
     end if;
     return array(
         select ready.id
-        from (
-            select
-                level.priority,
-                _procrastinate_floor(_procrastinate_floor_key('', level.priority)) as floor
-            from procrastinate_levels as level
-            where level.queue_name = ''
-            order by level.priority desc
-        ) as level
+        from _procrastinate_floors_of(array['']) as level
         cross join lateral (
             select job.id
             from procrastinate_jobs as job

@@ -84,6 +84,7 @@ drop function
     _procrastinate_act,
     _procrastinate_add_levels,
     _procrastinate_append_events,
+    _procrastinate_are_floors_in_use,
     _procrastinate_be_admitted,
     _procrastinate_become_settler,
     _procrastinate_begins_at_floor,

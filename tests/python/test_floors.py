@@ -54,7 +54,7 @@ def test_a_job_committed_late_is_found(
             worker.beat(queues)
         return worker.fetch(1, queues) == [late]
 
-    wait_until(found)
+    wait_until(found, timeout=5)
 
 
 def test_a_worker_is_told_when_to_look_again(
@@ -90,7 +90,7 @@ def test_a_claim_rolled_back_is_found(
         other.beat()
         return other.fetch(1) == [job]
 
-    wait_until(found)
+    wait_until(found, timeout=5)
 
 
 def test_a_more_urgent_job_is_found(
@@ -105,7 +105,7 @@ def test_a_more_urgent_job_is_found(
         worker.beat()
         return worker.fetch() == [urgent]
 
-    wait_until(found)
+    wait_until(found, timeout=5)
 
 
 def test_with_the_snapshot_gone_looks_begin_at_the_start_again(

@@ -1,7 +1,7 @@
 -- Floors: hints that outlive what is rolled back, each under its own key.
 begin;
 \ir support/arrange.sql
-select plan(25);
+select plan(27);
 
 select is(_procrastinate_floor('crowded 0'), 0::bigint, 'where none was noted there is none');
 
@@ -35,6 +35,18 @@ select ok(not _procrastinate_is_crowded('crowded'), 'nothing is crowded without 
 select ok(not _procrastinate_note_effort('crowded', 15), 'a short look is no reason');
 select ok(_procrastinate_note_effort('crowded', 1000), 'a long look is one');
 select ok(_procrastinate_is_crowded('crowded'), 'then looks begin at the floor');
+
+select _procrastinate_note_effort('events', 1000);
+select ok(
+    _procrastinate_next_look('{}') between clock_timestamp()
+    and clock_timestamp() + interval '2 seconds',
+    'for two seconds at most'
+);
+
+select ok(
+    procrastinate_next_due() <= interval '2 seconds', 'and a worker is told when to look again'
+);
+select _procrastinate_note_effort('events', 0);
 
 -- Who looks from the start.
 

@@ -109,9 +109,7 @@ class Deferrer:
         return [job_id for job_id, _ in created]
 
     def _call(self, args: Mapping[str, Any]) -> Call[int]:
-        parameters = self._parameters()
-        if parameters is not None:
-            parameters.check(self.task_name, args)
+        self._check([args])
         return calls.defer_job(
             args=args,
             scheduled_at=self.schedule_at,
@@ -126,18 +124,17 @@ class Deferrer:
         # Each element carries them: the default of most is not said a thousand times.
         if self.on_conflict == "raise":
             del options["on_conflict"]
-        parameters = self._parameters()
-        elements = []
-        for args in jobs:
-            if parameters is not None:
-                parameters.check(self.task_name, args)
-            elements.append({**options, "args": args})
+        jobs = list(jobs)
+        self._check(jobs)
+        elements = [{**options, "args": args} for args in jobs]
         return calls.defer_jobs(elements, scheduled_in=self.schedule_in)
 
-    def _parameters(self) -> Parameters | None:
-        # What a batch task makes of the arguments of a job is its own affair.
+    def _check(self, jobs: Iterable[Mapping[str, Any]]) -> None:
         task = self.app.tasks.get(self.task_name)
-        return None if task is None else task.parameters
+        # What a batch task makes of the arguments of a job is its own affair.
+        if task is not None and task.parameters is not None:
+            for args in jobs:
+                task.parameters.check(self.task_name, args)
 
     def _options(self) -> dict[str, Any]:
         # What this process knows of the task is sent along: a worker may not have declared it yet.
