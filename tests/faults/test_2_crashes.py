@@ -22,12 +22,20 @@ LAZY = {
 }
 
 
-def declare_tasks(scene) -> None:
-    """Let a worker that waits for the disk declare the tasks, without running anything."""
+def start_lazy_workers(scene, number: int) -> None:
+    """Start workers that do not wait for the disk; none runs anything before all are connected.
+
+    One that waits for the disk declares the tasks.
+    """
     scene.execute("select procrastinate_pause_queue('default')")
     scene.start_worker()
     scene.wait_for_workers()
     scene.stop_workers()
+    scene.worker_dsn += " options='-c synchronous_commit=off'"
+    scene.asynchronous = True
+    for _ in range(number):
+        scene.start_worker()
+    scene.wait_for_workers()
     scene.execute("select procrastinate_resume_queue('default')")
 
 
@@ -61,11 +69,7 @@ def test_crashes_that_take_back_all_that_workers_did(start_scene):
     # claim of a job with a lock.
     scene.start_producers("--locked", "0", rate=0)
     wait_until(scene.are_producers_done, 600, "producers are done")
-    declare_tasks(scene)
-    scene.worker_dsn += " options='-c synchronous_commit=off'"
-    scene.asynchronous = True
-    for _ in range(3):
-        scene.start_worker()
+    start_lazy_workers(scene, 3)
     # Without locks, and without waiting for the disk, all is done within a few seconds. So many
     # crashes, and no more for more jobs: each takes all back.
     for _ in islice(scene.ticks(0.5, 1), 150):

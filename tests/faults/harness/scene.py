@@ -242,6 +242,7 @@ class Scene:
         patience = seconds or 90 + self.size.jobs / 100
 
         def is_drained() -> bool:
+            assert self.living(), f"no worker lives: see {self.folder}"
             return self.are_producers_done() and not self.count("finished_at is null")
 
         wait_until(is_drained, patience, "all jobs have ended", pause=0.25)
