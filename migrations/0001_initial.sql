@@ -189,8 +189,11 @@ create table procrastinate_jobs (
         or (lock is not null and num_nonnulls(ready_seq, due_at) = 0)
     ),
     constraint aborting_is_never_stored check (status <> 'aborting'),
+    -- And no number to which one cannot be added: such a row would be in the way of every fetch.
     constraint runs_are_counted_from_zero check (
-        least(failures, handed_back, lost) >= 0 and attempts >= handed_back
+        least(failures, handed_back, lost) >= 0
+        and attempts >= handed_back
+        and greatest(attempts, failures, lost) <= 2000000000
     )
 ) with (
     -- Room for the versions of a job that runs and that is finished, beside the one that waited:
@@ -999,15 +1002,15 @@ set search_path from current
 as $$
 begin
     if new.id <> old.id
-        or new.attempts < old.attempts
+        or (
+            new.attempts <> old.attempts
+            and not (old.status = 'doing' and new.status <> 'doing')
+        )
         or (
             old.status = 'doing'
             and (
                 new.lock is distinct from old.lock
-                or (
-                    new.status = 'doing'
-                    and (new.attempts <> old.attempts or new.worker_id <> old.worker_id)
-                )
+                or (new.status = 'doing' and new.worker_id <> old.worker_id)
             )
         )
         or (
@@ -1057,8 +1060,8 @@ begin
             errcode = 'check_violation',
             hint = case
                 when becomes = was
-                    then 'The id stays as it is; so do the lock, the attempts and the worker of a '
-                        'running job.'
+                    then 'The id and the attempts stay as they are; so do the lock and the worker '
+                        'of a running job.'
                 when becomes = 'doing' then 'Call procrastinate_fetch_jobs to start a job.'
                 when was = 'doing' and becomes = 'todo'
                     then 'Call procrastinate_retry_job or procrastinate_fail_job.'

@@ -222,15 +222,15 @@ set search_path from current
 as $$
 begin
     if new.id <> old.id
-        or new.attempts < old.attempts
+        or (
+            new.attempts <> old.attempts
+            and not (old.status = 'doing' and new.status <> 'doing')
+        )
         or (
             old.status = 'doing'
             and (
                 new.lock is distinct from old.lock
-                or (
-                    new.status = 'doing'
-                    and (new.attempts <> old.attempts or new.worker_id <> old.worker_id)
-                )
+                or (new.status = 'doing' and new.worker_id <> old.worker_id)
             )
         )
         or (
@@ -280,8 +280,8 @@ begin
             errcode = 'check_violation',
             hint = case
                 when becomes = was
-                    then 'The id stays as it is; so do the lock, the attempts and the worker of a '
-                        'running job.'
+                    then 'The id and the attempts stay as they are; so do the lock and the worker '
+                        'of a running job.'
                 when becomes = 'doing' then 'Call procrastinate_fetch_jobs to start a job.'
                 when was = 'doing' and becomes = 'todo'
                     then 'Call procrastinate_retry_job or procrastinate_fail_job.'

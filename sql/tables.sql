@@ -76,8 +76,11 @@ create table procrastinate_jobs (
         or (lock is not null and num_nonnulls(ready_seq, due_at) = 0)
     ),
     constraint aborting_is_never_stored check (status <> 'aborting'),
+    -- And no number to which one cannot be added: such a row would be in the way of every fetch.
     constraint runs_are_counted_from_zero check (
-        least(failures, handed_back, lost) >= 0 and attempts >= handed_back
+        least(failures, handed_back, lost) >= 0
+        and attempts >= handed_back
+        and greatest(attempts, failures, lost) <= 2000000000
     )
 ) with (
     -- Room for the versions of a job that runs and that is finished, beside the one that waited:

@@ -1,7 +1,7 @@
 -- What must be true of a row, whoever writes it: each check by its name.
 begin;
 \ir support/arrange.sql
-select plan(68);
+select plan(71);
 
 select procrastinate_defer_job('waiting', queue_name => 'wait');
 select procrastinate_defer_job('locked', queue_name => 'wait', lock => 'x');
@@ -145,6 +145,12 @@ values
     'runs_are_counted_from_zero',
     $$insert into procrastinate_jobs (task_name, attempts) values ('t', -1)$$
 ),
+(
+    'runs_are_counted_from_zero',
+    $$insert into procrastinate_jobs (task_name, attempts) values ('t', 2147483647)$$
+),
+('runs_are_counted_from_zero', $$update procrastinate_jobs set failures = 2147483647$$),
+('runs_are_counted_from_zero', $$update procrastinate_jobs set lost = 2147483647$$),
 (
     'names_have_1_to_512_characters',
     $$insert into procrastinate_tasks (task_name, queue_name) values ('t', '')$$
