@@ -1770,13 +1770,13 @@ begin
         end if;
         return false;
     end if;
-    -- An entry costs some microsecond to pass, since its row lies anywhere in memory: looks from the
-    -- start take a fiftieth of the time of one session; where there are very many a tenth, lest
-    -- what is hidden waits for too long.
+    -- An entry costs one to three microseconds to pass, since its row lies anywhere in memory: looks
+    -- from the start take a fiftieth of the time of one session; where there are very many a tenth or
+    -- more, lest what is hidden waits for too long.
     perform _procrastinate_put_off(
         key,
         (extract(epoch from clock_timestamp()) * 1000)::bigint
-        + greatest(least(effort * 4, 2000), effort * 3 / 4)
+        + greatest(least(effort * 10, 2000), effort * 3 / 4)
     );
     return true;
 end;
@@ -1784,7 +1784,7 @@ $$;
 
 comment on function _procrastinate_note_effort is
 'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
-'while: in milliseconds four times the effort, up to two seconds, or three quarters of it, if that '
+'while: in milliseconds ten times the effort, up to two seconds, or three quarters of it, if that '
 'is more. Returns whether it did; if not, all looks begin at the start.';
 
 -- Where to begin to look in each priority of a queue, its levels (docs/decisions/0006-floors.md).
@@ -2104,9 +2104,9 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    slice constant bigint := 50000;
-    -- Some 50 ms.
-    effort_left bigint := 2000;
+    slice constant bigint := 20000;
+    -- Of two slices, or of hundreds of which vacuum has left nothing.
+    effort_left bigint := 600;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     bottom bigint := _procrastinate_floor('bottom ' || key);
     first_seq bigint := _procrastinate_floor('swept ' || key);
@@ -4316,6 +4316,11 @@ as $$
 declare
     silent_ids bigint[];
     gone_id bigint;
+    -- A look at a worker that was given up before passes the entries of all that it has run, which
+    -- under a held snapshot are many.
+    put_off boolean := false;
+    before bigint;
+    looked_at integer := 0;
 begin
     if coalesce(max_jobs < 1, true) then
         perform _procrastinate_refuse('max_jobs', 'must be at least 1');
@@ -4326,17 +4331,27 @@ begin
     set gone_at = clock_timestamp()
     where worker.id = any(silent_ids) and worker.gone_at is null;
 
+    if rescuer_id is not null then
+        put_off := _procrastinate_begins_at_floor('gone');
+    end if;
+    before := _procrastinate_effort('procrastinate_jobs_worker_idx');
     for gone_id in
         select worker.id
         from procrastinate_workers as worker
-        where worker.gone_at is not null and worker.taken_back_at is null
+        where
+            worker.gone_at is not null and worker.taken_back_at is null
+            and (put_off is not true or worker.id = any(silent_ids))
         order by worker.id
     loop
+        looked_at := looked_at + 1;
         return query
         select taken.job_id, gone_id, taken.status::text
         from _procrastinate_take_back_jobs(gone_id, max_jobs) as taken;
     end loop;
 
+    if put_off then
+        return;
+    end if;
     -- A fetch that was under way when its worker was given up may still commit: look for a minute.
     update procrastinate_workers as worker
     set taken_back_at = clock_timestamp()
@@ -4347,6 +4362,9 @@ begin
             select from procrastinate_jobs as job
             where job.status = 'doing' and job.worker_id + 0 = worker.id
         );
+    perform _procrastinate_note_effort(
+        'gone', _procrastinate_effort('procrastinate_jobs_worker_idx') - before - 10 * looked_at
+    );
 end;
 $$;
 

@@ -217,13 +217,13 @@ begin
         end if;
         return false;
     end if;
-    -- An entry costs some microsecond to pass, since its row lies anywhere in memory: looks from the
-    -- start take a fiftieth of the time of one session; where there are very many a tenth, lest
-    -- what is hidden waits for too long.
+    -- An entry costs one to three microseconds to pass, since its row lies anywhere in memory: looks
+    -- from the start take a fiftieth of the time of one session; where there are very many a tenth or
+    -- more, lest what is hidden waits for too long.
     perform _procrastinate_put_off(
         key,
         (extract(epoch from clock_timestamp()) * 1000)::bigint
-        + greatest(least(effort * 4, 2000), effort * 3 / 4)
+        + greatest(least(effort * 10, 2000), effort * 3 / 4)
     );
     return true;
 end;
@@ -231,5 +231,5 @@ $$;
 
 comment on function _procrastinate_note_effort is
 'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
-'while: in milliseconds four times the effort, up to two seconds, or three quarters of it, if that '
+'while: in milliseconds ten times the effort, up to two seconds, or three quarters of it, if that '
 'is more. Returns whether it did; if not, all looks begin at the start.';

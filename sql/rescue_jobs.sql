@@ -8,6 +8,11 @@ as $$
 declare
     silent_ids bigint[];
     gone_id bigint;
+    -- A look at a worker that was given up before passes the entries of all that it has run, which
+    -- under a held snapshot are many.
+    put_off boolean := false;
+    before bigint;
+    looked_at integer := 0;
 begin
     if coalesce(max_jobs < 1, true) then
         perform _procrastinate_refuse('max_jobs', 'must be at least 1');
@@ -18,17 +23,27 @@ begin
     set gone_at = clock_timestamp()
     where worker.id = any(silent_ids) and worker.gone_at is null;
 
+    if rescuer_id is not null then
+        put_off := _procrastinate_begins_at_floor('gone');
+    end if;
+    before := _procrastinate_effort('procrastinate_jobs_worker_idx');
     for gone_id in
         select worker.id
         from procrastinate_workers as worker
-        where worker.gone_at is not null and worker.taken_back_at is null
+        where
+            worker.gone_at is not null and worker.taken_back_at is null
+            and (put_off is not true or worker.id = any(silent_ids))
         order by worker.id
     loop
+        looked_at := looked_at + 1;
         return query
         select taken.job_id, gone_id, taken.status::text
         from _procrastinate_take_back_jobs(gone_id, max_jobs) as taken;
     end loop;
 
+    if put_off then
+        return;
+    end if;
     -- A fetch that was under way when its worker was given up may still commit: look for a minute.
     update procrastinate_workers as worker
     set taken_back_at = clock_timestamp()
@@ -39,6 +54,9 @@ begin
             select from procrastinate_jobs as job
             where job.status = 'doing' and job.worker_id + 0 = worker.id
         );
+    perform _procrastinate_note_effort(
+        'gone', _procrastinate_effort('procrastinate_jobs_worker_idx') - before - 10 * looked_at
+    );
 end;
 $$;
 

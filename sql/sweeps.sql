@@ -54,9 +54,9 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    slice constant bigint := 50000;
-    -- Some 50 ms.
-    effort_left bigint := 2000;
+    slice constant bigint := 20000;
+    -- Of two slices, or of hundreds of which vacuum has left nothing.
+    effort_left bigint := 600;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     bottom bigint := _procrastinate_floor('bottom ' || key);
     first_seq bigint := _procrastinate_floor('swept ' || key);
