@@ -139,6 +139,38 @@ def test_an_event_of_a_lock_committed_late_is_found(
     wait_until(lambda: worker.fetch() == [late], timeout=5)
 
 
+def test_a_claim_of_a_worker_given_up_is_taken_back_though_committed_late(
+    conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
+) -> None:
+    """While most heartbeats leave the entries of all that the worker has run to others."""
+    begin(connect(), "repeatable read")
+    run_through(conn, worker)
+    job = defer(conn)
+    begin(worker.conn)
+    assert worker.fetch() == [job]
+    conn.execute(
+        "update procrastinate_workers set gone_at = clock_timestamp() where id = %s", (worker.id,)
+    )
+    other = Worker(connect(autocommit=True))
+    effort = "select _procrastinate_effort('procrastinate_jobs_worker_idx')"
+
+    def passes_little() -> bool:
+        begin(other.conn)
+        other.beat()
+        passed = value(other.conn, effort)
+        other.conn.execute("commit")
+        return has_floors(conn, "gone") and passed < 15
+
+    wait_until(passes_little)
+    worker.conn.execute("commit")
+
+    def is_back() -> bool:
+        other.beat()
+        return value(conn, "select status from procrastinate_jobs where id = %s", job) == "todo"
+
+    wait_until(is_back, timeout=5)
+
+
 def test_floors_wait_for_the_levels_they_belong_to(
     conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
 ) -> None:
