@@ -2105,7 +2105,7 @@ set search_path from current
 as $$
 declare
     slice constant bigint := 20000;
-    -- Of two slices, or of hundreds of which vacuum has left nothing.
+    -- Of two slices, or of many of which vacuum has left nothing.
     effort_left bigint := 600;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     bottom bigint := _procrastinate_floor('bottom ' || key);
