@@ -6,6 +6,7 @@ What the worker's own tests (test_worker.py) show of one outcome or one error is
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -305,6 +306,14 @@ ODD_ARGS = {
 }
 
 
+def can_read(text: str) -> bool:
+    try:
+        json.loads(text)
+    except RecursionError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_arguments_that_no_call_can_take_fail_their_job_alone(
     start: Any, store: JobStore, conn: Any, wait_until: Any, kind: str
@@ -320,7 +329,9 @@ def test_arguments_that_no_call_can_take_fail_their_job_alone(
     assert worker.poll() is None
     query = "select id, status::text from procrastinate_jobs where id = any(%s)"
     status = dict(conn.execute(query, (list(ids.values()),)).fetchall())
-    # As deep, or as long, as this Python can read: then it is an argument like any other.
-    wrong = {name: status[job_id] for name, job_id in ids.items() if status[job_id] != "failed"}
-    assert not wrong
+    ended = {name: status[job_id] for name, job_id in ids.items()}
+    # As deep as this Python can read, it may be an argument like any other.
+    if can_read(ODD_ARGS["nested deep"]):
+        assert ended.pop("nested deep") in {"failed", "succeeded"}
+    assert set(ended.values()) == {"failed"}, ended
     check_good(store, good)
