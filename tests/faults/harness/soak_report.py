@@ -26,8 +26,8 @@ PAGE = """# Soak
 
 Written by `make soak` from the JSON lines of one run; not edited.
 
-{minutes:g} minutes at {share:.0%} of what this machine defers and drains at once,
-{sustained:,.0f} jobs a second. (It drains {drained:,.0f} a second while nobody defers, and defers
+{minutes:g} minutes at {rate:,.0f} jobs a second, {share:.0%} of the {sustained:,.0f} that this machine
+defers and drains at once. (It drains {drained:,.0f} a second while nobody defers, and defers
 {deferred:,.0f} while nobody works: producers and workers share its cores.)
 A worker process was killed every 15 seconds and replaced, another one stopped in good order and
 started again every 25, a third one left alone; what had ended was purged; in the middle third
@@ -82,7 +82,15 @@ def write(lines: Lines) -> Path:
     )
     plots = "\n".join(f"![{title}]({name}.svg)" for name, title in draw(lines, folder).items())
     page.write_text(
-        PAGE.format(**setup, machine=facts, bounds=bounds, done=done, plots=plots).rstrip() + "\n"
+        PAGE.format(
+            **setup,
+            rate=setup["share"] * setup["sustained"],
+            machine=facts,
+            bounds=bounds,
+            done=done,
+            plots=plots,
+        ).rstrip()
+        + "\n"
     )
     return page
 
