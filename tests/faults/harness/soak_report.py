@@ -26,9 +26,9 @@ PAGE = """# Soak
 
 Written by `make soak` from the JSON lines of one run; not edited.
 
-{minutes:g} minutes at {rate:,.0f} jobs a second, {share:.0%} of the {sustained:,.0f} that this machine
-defers and drains at once. (It drains {drained:,.0f} a second while nobody defers, and defers
-{deferred:,.0f} while nobody works: producers and workers share its cores.)
+{minutes:g} minutes at {rate:,.0f} jobs a second, {share:.0%} of the {sustained:,.0f} that this
+machine defers and drains at once. (It drains {drained:,.0f} a second while nobody defers, and
+defers {deferred:,.0f} while nobody works: producers and workers share its cores.)
 A worker process was killed every 15 seconds and replaced, another one stopped in good order and
 started again every 25, a third one left alone; what had ended was purged; in the middle third
 (grey) a session held a snapshot. Four of ten jobs have one of 198 locks.
