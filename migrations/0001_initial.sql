@@ -1558,7 +1558,8 @@ comment on function _procrastinate_refuse_new_job is
 -- So a look that had to pass many notes how far it came, its floor, and others begin there. A floor
 -- is a hint: what lies below it (a producer that committed late, a claim rolled back) is found by
 -- another look. Ready jobs are swept for by heartbeats (sql/sweeps.sql); of due times and of events
--- of locks there are fewer, and after a second or two one look begins at the start again
+-- of locks there are fewer, and after a second or two one look begins at the start again. Runs of
+-- workers that are gone have no floor: for as long nobody looks for them
 -- (docs/decisions/0006-floors.md).
 --
 -- Floors live in sequences, since a row would itself leave a dead version for each change. There is
@@ -2052,7 +2053,7 @@ comment on function _procrastinate_raise_floors is
 --
 -- Below the floors of a queue lie the entries of what is gone, and now and then a job: of a
 -- producer that committed late, or of a claim that was rolled back. Once a second one heartbeat
--- passes the newest slice of those entries and a further one, from the lowest turns up and then
+-- passes the newest slice of those entries and one or two more, from the lowest turns up and then
 -- again, and gives the jobs that it meets a fresh turn, above all floors. So no fetch has to pass
 -- them, and no call many.
 --
@@ -4375,9 +4376,10 @@ comment on function procrastinate_rescue_jobs is
 'lease in silence, or after two and a half heartbeats in silence when its connection is gone too. '
 'Only the time counts in which the rescuer, and others before it came, kept their heartbeats; '
 'without a rescuer, the time since the server started. Rows that somebody holds are left for the '
-'next call. Any worker, or a person, may call it at any time. Takes up to max_jobs jobs of each '
-'worker and returns them with their worker and new status. Error: 22023. Example: select * from '
-'procrastinate_rescue_jobs().';
+'next call; while an old snapshot is held, calls with a rescuer look at workers that were given up '
+'before only every second or two. Any worker, or a person, may call it at any time. Takes up to '
+'max_jobs jobs of each worker and returns them with their worker and new status. Error: 22023. '
+'Example: select * from procrastinate_rescue_jobs().';
 
 create function _procrastinate_silent_workers(rescuer_id bigint)
 returns bigint[]

@@ -2,7 +2,7 @@
 --
 -- Below the floors of a queue lie the entries of what is gone, and now and then a job: of a
 -- producer that committed late, or of a claim that was rolled back. Once a second one heartbeat
--- passes the newest slice of those entries and a further one, from the lowest turns up and then
+-- passes the newest slice of those entries and one or two more, from the lowest turns up and then
 -- again, and gives the jobs that it meets a fresh turn, above all floors. So no fetch has to pass
 -- them, and no call many.
 --
