@@ -533,7 +533,12 @@ comment on function _procrastinate_check_read_committed is
 'Raise 25001 unless each statement sees what is committed: deciding who is next of a lock needs '
 'that.';
 
-create function _procrastinate_check_batch(argument text, batch jsonb, keys text[])
+create function _procrastinate_check_batch(
+    argument text,
+    batch jsonb,
+    keys text[],
+    first_ordinal integer = 1
+)
 returns void
 language plpgsql
 immutable
@@ -560,7 +565,7 @@ begin
 
     perform _procrastinate_refuse(
         argument,
-        format('element %s ', bad.position) || case
+        format('element %s ', bad.position + first_ordinal - 1) || case
             when bad.kind <> 'object' then format('must be an object, not %s', bad.kind)
             when bad.value - keys = '{}' then format('has no %s', keys[1])
             else (
@@ -1380,7 +1385,7 @@ comment on function _procrastinate_defer_once is
 
 -- Create many jobs in one statement, all or none.
 
-create function procrastinate_defer_jobs(jobs jsonb)
+create function procrastinate_defer_jobs(jobs jsonb, first_ordinal integer = 1)
 returns table (ordinal integer, id bigint, created boolean)
 language plpgsql
 set search_path from current
@@ -1395,10 +1400,12 @@ declare
 begin
     if coalesce(jsonb_typeof(jobs) <> 'array', true) then
         perform _procrastinate_check_batch('jobs', jobs, '{}');
+    elsif coalesce(first_ordinal not between 1 and 1000000000, true) then
+        perform _procrastinate_refuse('first_ordinal', 'must be between 1 and 1000000000');
     end if;
 
     with given as materialized (
-        select * from _procrastinate_read_jobs(jobs)
+        select * from _procrastinate_read_jobs(jobs, first_ordinal)
     ),
     inserted as (
         insert into procrastinate_jobs (
@@ -1432,7 +1439,10 @@ begin
     end loop;
 
     return query
-    select deferred.place::integer, deferred.id, deferred.id = deferred.own_id
+    select
+        deferred.place::integer + first_ordinal - 1,
+        deferred.id,
+        deferred.id = deferred.own_id
     from unnest(ids, own_ids) with ordinality as deferred (id, own_id, place);
 end;
 $$;
@@ -1441,11 +1451,12 @@ comment on function procrastinate_defer_jobs is
 'Create many jobs in one statement, all or none, from an array of objects whose keys are the '
 'arguments of procrastinate_defer_job (a missing key or a null takes the default). Returns a row '
 'for each element: its ordinal (from 1), the id of its job, and whether that job was created or '
-'already waited with the same queueing lock. Errors: 22023 bad argument, named with its element; '
-'PC002. Example: select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": '
+'already waited with the same queueing lock. Of a batch that is sent in parts, in one transaction, '
+'each part says where it begins: the ordinal of its first element. Errors: 22023 bad argument, '
+'named with its element; PC002. Example: select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": '
 '{"to": "ann"}}]'').';
 
-create function _procrastinate_read_jobs(jobs jsonb)
+create function _procrastinate_read_jobs(jobs jsonb, first_ordinal integer)
 returns table (
     place integer,
     id bigint,
@@ -1517,7 +1528,9 @@ begin
     ) as checked (bad)
     left join procrastinate_tasks as task on task.task_name = given.job ->> 'task_name'
     where case when checked.bad is null then true
-        else _procrastinate_refuse_new_job(jobs, keys, given.place, checked.bad) end
+        else _procrastinate_refuse_new_job(
+            jobs, keys, first_ordinal, given.place, checked.bad
+        ) end
     order by given.place;
 end;
 $$;
@@ -1529,6 +1542,7 @@ comment on function _procrastinate_read_jobs is
 create function _procrastinate_refuse_new_job(
     jobs jsonb,
     keys text[],
+    first_ordinal integer,
     place bigint,
     bad text
 )
@@ -1538,10 +1552,10 @@ set search_path from current
 as $$
 begin
     -- Of the array first, whichever element it is.
-    perform _procrastinate_check_batch('jobs', jobs, keys);
+    perform _procrastinate_check_batch('jobs', jobs, keys, first_ordinal);
     perform _procrastinate_refuse(bad, format(
         'element %s of jobs cannot be %s',
-        place, left(jobs -> (place - 1)::integer ->> bad, 100)
+        place + first_ordinal - 1, left(jobs -> (place - 1)::integer ->> bad, 100)
     ));
     return false;
 end;

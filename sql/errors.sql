@@ -53,7 +53,12 @@ comment on function _procrastinate_check_read_committed is
 'Raise 25001 unless each statement sees what is committed: deciding who is next of a lock needs '
 'that.';
 
-create function _procrastinate_check_batch(argument text, batch jsonb, keys text[])
+create function _procrastinate_check_batch(
+    argument text,
+    batch jsonb,
+    keys text[],
+    first_ordinal integer = 1
+)
 returns void
 language plpgsql
 immutable
@@ -80,7 +85,7 @@ begin
 
     perform _procrastinate_refuse(
         argument,
-        format('element %s ', bad.position) || case
+        format('element %s ', bad.position + first_ordinal - 1) || case
             when bad.kind <> 'object' then format('must be an object, not %s', bad.kind)
             when bad.value - keys = '{}' then format('has no %s', keys[1])
             else (

@@ -72,7 +72,8 @@ values
 (
     'procrastinate_defer_jobs',
     array[
-        'jobs jsonb'
+        'jobs jsonb',
+        'first_ordinal integer = 1'
     ],
     'table(ordinal integer, id bigint, created boolean)'
 ),

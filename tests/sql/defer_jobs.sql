@@ -1,7 +1,7 @@
 -- Many jobs are created in one statement, all or none.
 begin;
 \ir support/arrange.sql
-select plan(43);
+select plan(48);
 
 select is_empty($$select * from procrastinate_defer_jobs('[]')$$, 'an empty batch creates nothing');
 
@@ -210,6 +210,28 @@ select is(
 from refused;
 
 select is(pg_temp.id('free'), null, 'nothing was created by any of them');
+
+select results_eq(
+    $$select created.ordinal
+    from procrastinate_defer_jobs('[{"task_name": "a"}, {"task_name": "b"}]', 501) as created$$,
+    array[501, 502],
+    'a part of a batch counts on from where it begins'
+);
+
+select throws_ok(
+    $$select * from procrastinate_defer_jobs('[{"task_name": "a"}, {"priority": 1}]', 501)$$,
+    '22023',
+    'jobs: element 502 has no task_name',
+    'so do errors'
+);
+
+select throws_ok(
+    format('select * from procrastinate_defer_jobs(%L, %s)', '[{"task_name": "a"}]', first.ordinal),
+    '22023',
+    'first_ordinal: must be between 1 and 1000000000',
+    format('a batch cannot begin at %s', first.ordinal)
+)
+from (values ('0'), ('null'), ('1000000001')) as first (ordinal);
 
 select * from finish();
 rollback;

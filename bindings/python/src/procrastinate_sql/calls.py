@@ -35,7 +35,7 @@ _TYPES: Mapping[str, str] = {
         "bigint[]": "job_ids known_job_ids",
         "boolean": "abort give_up_silent",
         "double precision": "jitter",
-        "integer": "attempt backend_pid max_attempts max_jobs max_lost priority",
+        "integer": "attempt backend_pid first_ordinal max_attempts max_jobs max_lost priority",
         "integer[]": "attempts",
         "interval": "heartbeat_interval keep_finished lease max_retry_delay older_than retry_delay "
         "retry_in scheduled_in timeout",
@@ -62,6 +62,8 @@ def encoded(name: str, value: Any, encode: Callable[[Any], Any]) -> Any:
         ]
     return None if value is None else encode(value)
 
+
+PART = 500  # jobs that are sent together
 
 # A delay is no argument of the SQL functions. It is added to the clock of the server, the only one
 # that counts: which argument that makes of it, and how.
@@ -106,6 +108,25 @@ class Call(Generic[T]):
     function: str
     arguments: dict[str, Any]
     answer: Answer[T]
+
+    def parts(self) -> list[Call[T]]:
+        """Return the calls that, in one transaction, do what this one does.
+
+        Several for many jobs: while the server takes in the first, the next ones are encoded. Jobs
+        with queueing locks stay together, since the server takes these locks in an order of its
+        own, so that two batches do not wait for each other.
+        """
+        jobs = self.arguments.get("jobs", ())
+        if len(jobs) <= PART or any("queueing_lock" in job for job in jobs):
+            return [self]
+        return [
+            replace(
+                self,
+                arguments={**self.arguments, "jobs": jobs[start : start + PART]}
+                | {"first_ordinal": start + self.arguments.get("first_ordinal", 1)},
+            )
+            for start in range(0, len(jobs), PART)
+        ]
 
     def statement(self, schema: str | None) -> bytes:
         """Return the statement, with placeholders; schema None leaves it to the search_path."""
@@ -242,12 +263,16 @@ def defer_job(
 
 @_call
 def defer_jobs(
-    jobs: Sequence[Mapping[str, Any]], *, scheduled_in: Duration | None = None
+    jobs: Sequence[Mapping[str, Any]],
+    first_ordinal: int = 1,
+    *,
+    scheduled_in: Duration | None = None,
 ) -> Answer[list[tuple[int, bool]]]:
-    """Create many jobs in one statement, all or none (procrastinate_defer_jobs).
+    """Create many jobs, all or none (procrastinate_defer_jobs).
 
     Args:
         jobs: Objects whose keys are the arguments of defer_job, with scheduled_at as ISO text.
+        first_ordinal: The place of the first of them in a larger batch, for errors to name.
         scheduled_in: How much later than now, by the server's clock, all of them are scheduled.
 
     Returns:

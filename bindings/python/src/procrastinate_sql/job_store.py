@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import wraps
@@ -13,7 +13,7 @@ import psycopg
 from psycopg.rows import tuple_row
 
 from procrastinate_sql import calls, errors
-from procrastinate_sql.calls import Call
+from procrastinate_sql.calls import Call, Rows
 from procrastinate_sql.connections import AsyncConnection, AsyncPool, Pool, SyncConnection
 
 P = ParamSpec("P")
@@ -90,6 +90,15 @@ def _async(build: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncJobStore, P
     return method
 
 
+def _parts(call: Call[T]) -> list[Call[T]]:
+    """Return the parts of a call that are sent one behind the other, without waiting in between.
+
+    Only on a connection of our own: what fails here, on the way to a later part, is then rolled
+    back with the parts before it, and nobody else's transaction with them.
+    """
+    return call.parts() if psycopg.Pipeline.is_supported() else [call]
+
+
 class JobStore:
     """The functions of the queue; arguments, results and errors are described in `calls`.
 
@@ -109,12 +118,25 @@ class JobStore:
 
     def send(self, call: Call[T]) -> T:
         """Send a call and return its value."""
+        if isinstance(self._connection, Pool) and len(parts := _parts(call)) > 1:
+            return call.answer.read(self._send_parts(parts), self._codec.reads)
         values = self._codec.values(call)
         with errors.translated(), self._lend() as connection:
             # Not connection.cursor(): the caller's may be set up to return anything.
             cursor = psycopg.Cursor(connection, row_factory=tuple_row)
             cursor.execute(call.statement(self._codec.schema), values, binary=True)
             return call.answer.read(cursor.fetchall(), self._codec.reads)
+
+    def _send_parts(self, parts: Sequence[Call[Any]]) -> Rows:
+        cursors = []
+        with errors.translated(), self._lend() as connection:
+            with connection.pipeline(), connection.transaction():
+                for part in parts:
+                    values = self._codec.values(part)
+                    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+                    cursor.execute(part.statement(self._codec.schema), values, binary=True)
+                    cursors.append(cursor)
+            return [row for cursor in cursors for row in cursor.fetchall()]
 
     defer_job = _sync(calls.defer_job)
     defer_jobs = _sync(calls.defer_jobs)
@@ -156,12 +178,28 @@ class AsyncJobStore:
 
     async def send(self, call: Call[T]) -> T:
         """Send a call and return its value."""
+        if isinstance(self._connection, AsyncPool) and len(parts := _parts(call)) > 1:
+            return call.answer.read(await self._send_parts(parts), self._codec.reads)
         values = self._codec.values(call)
         with errors.translated():
             async with self._lend() as connection:
                 cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
                 await cursor.execute(call.statement(self._codec.schema), values, binary=True)
                 return call.answer.read(await cursor.fetchall(), self._codec.reads)
+
+    async def _send_parts(self, parts: Sequence[Call[Any]]) -> Rows:
+        cursors = []
+        with errors.translated():
+            async with self._lend() as connection:
+                async with connection.pipeline(), connection.transaction():
+                    for part in parts:
+                        values = self._codec.values(part)
+                        cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+                        await cursor.execute(
+                            part.statement(self._codec.schema), values, binary=True
+                        )
+                        cursors.append(cursor)
+                return [row for cursor in cursors for row in await cursor.fetchall()]
 
     defer_job = _async(calls.defer_job)
     defer_jobs = _async(calls.defer_jobs)
