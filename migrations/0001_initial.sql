@@ -444,6 +444,7 @@ comment on column procrastinate_workers.taken_back_at is
 create table procrastinate_lock_events (
     id bigint generated always as identity primary key,
     locks text[] not null,
+    is_early boolean not null default false,
     due_at timestamptz,
     tries integer not null default 0
 ) with (
@@ -455,11 +456,17 @@ create table procrastinate_lock_events (
 create index procrastinate_lock_events_due_idx on procrastinate_lock_events (due_at)
 where due_at is not null;
 
+create index procrastinate_lock_events_early_idx on procrastinate_lock_events (id)
+where is_early;
+
 comment on table procrastinate_lock_events is
 'Locks whose next job may have changed. Whoever changes something only appends here, which never '
 'waits; fetches read it and decide who is next (docs/decisions/0002-locks.md).';
 comment on column procrastinate_lock_events.id is 'Number of the event.';
 comment on column procrastinate_lock_events.locks is 'The locks to look at, twenty at most.';
+comment on column procrastinate_lock_events.is_early is
+'A job has come to wait there whose id was drawn some time ago: one that a person has edited or '
+'given a place of its own, or that is run afresh.';
 comment on column procrastinate_lock_events.due_at is
 'Not before this time (null: at once): set when somebody held the row of the job.';
 comment on column procrastinate_lock_events.tries is 'How often the row of the job was found held.';
@@ -860,11 +867,14 @@ begin
     if exists (
         select from inserted where inserted.lock is not null and inserted.status = 'todo'
     ) then
-        insert into procrastinate_lock_events (locks)
-        select array_agg(named.lock order by named.place)
+        insert into procrastinate_lock_events (locks, is_early)
+        select
+            array_agg(named.lock order by named.place),
+            min(named.first_id) <= coalesce(pg_sequence_last_value('procrastinate_jobs_drawn'), 0)
         from (
             select
                 inserted.lock collate "C" as lock,
+                min(inserted.id) as first_id,
                 row_number() over (order by min(inserted.id)) as place
             from inserted
             where inserted.lock is not null and inserted.status = 'todo'
@@ -921,7 +931,13 @@ begin
     end if;
 
     if new.lock is not null then
-        insert into procrastinate_lock_events (locks) values (array[new.lock]);
+        insert into procrastinate_lock_events (locks, is_early)
+        values (
+            array[new.lock],
+            old.status not in ('todo', 'doing')
+            or new.lock is distinct from old.lock
+            or new.priority <> old.priority
+        );
     end if;
     perform _procrastinate_notify_queue(new.queue_name);
     return new;
@@ -949,6 +965,11 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    if tg_op = 'UPDATE' and new.status = 'doing' and new.priority <> old.priority then
+        -- That is its place if it comes to wait again.
+        insert into procrastinate_lock_events (locks, is_early) values (array[old.lock], true);
+        return new;
+    end if;
     if tg_op = 'UPDATE' and not (
         (
             old.finished_at is null
@@ -1453,8 +1474,8 @@ comment on function procrastinate_defer_jobs is
 'for each element: its ordinal (from 1), the id of its job, and whether that job was created or '
 'already waited with the same queueing lock. Of a batch that is sent in parts, in one transaction, '
 'each part says where it begins: the ordinal of its first element. Errors: 22023 bad argument, '
-'named with its element; PC002. Example: select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": '
-'{"to": "ann"}}]'').';
+'named with its element; PC002. Example: '
+'select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": {"to": "ann"}}]'').';
 
 create function _procrastinate_read_jobs(jobs jsonb, first_ordinal integer)
 returns table (
@@ -1528,9 +1549,7 @@ begin
     ) as checked (bad)
     left join procrastinate_tasks as task on task.task_name = given.job ->> 'task_name'
     where case when checked.bad is null then true
-        else _procrastinate_refuse_new_job(
-            jobs, keys, first_ordinal, given.place, checked.bad
-        ) end
+        else _procrastinate_refuse_new_job(jobs, keys, first_ordinal, given.place, checked.bad) end
     order by given.place;
 end;
 $$;
@@ -2289,6 +2308,413 @@ comment on function _procrastinate_new_priorities is
 'Priorities of ready jobs of a queue (empty: of any) that are none of its levels: one at most '
 'between each two levels.';
 
+-- Where to begin to look for the next job of a lock, while a snapshot is held.
+--
+-- All that a lock has run since then lies, dead, before its next job, and in the index of holders
+-- under the same key. So of locks with many such entries the settler notes who holds the lock, and
+-- for each priority an id below which none of its jobs waits: its floor. Unlike the floors of
+-- sql/floors.sql, which are hints, these are facts, so that the order within a lock is kept: no
+-- floor is above an id of which the job may still be committed, and whoever puts an older job there
+-- says so in its event, which the settler reads before it looks (docs/decisions/0002-locks.md).
+--
+-- They are rows, as facts have to be undone with the transaction that found them. Only the settler
+-- writes them, and with each change the version goes up: the last one stands at the end of its lock
+-- in the index, where a look finds it at once, and not behind those that are dead.
+
+create table procrastinate_lock_floors (
+    lock text,
+    era bigint,
+    version integer not null default 1,
+    holder_id bigint,
+    priorities integer[] not null,
+    first_ids bigint[] not null,
+    primary key (lock, era, version)
+) with (autovacuum_vacuum_scale_factor = 0.2, vacuum_truncate = off);
+
+comment on table procrastinate_lock_floors is
+'Where to look for the next job of a lock, and for the job that holds it, while a snapshot is held '
+'and many have run. Rows of a past era mean nothing.';
+comment on column procrastinate_lock_floors.lock is 'The lock.';
+comment on column procrastinate_lock_floors.era is
+'During which of the times that floors were needed it was noted.';
+comment on column procrastinate_lock_floors.version is 'How often it was noted in this era.';
+comment on column procrastinate_lock_floors.holder_id is
+'The job that was let start last: if it neither runs nor is ready, nobody holds the lock.';
+comment on column procrastinate_lock_floors.priorities is
+'Some of the priorities in use, from the highest down.';
+comment on column procrastinate_lock_floors.first_ids is
+'For each of these: no job of the lock with this priority and a lower id waits.';
+
+create sequence procrastinate_lock_era owned by procrastinate_lock_floors.era;
+
+comment on sequence procrastinate_lock_era is
+'Odd while floors of locks are in use. It goes on by one when they come into use and when they go '
+'out of it, for all sessions at once, so that an era that has ended never comes back.';
+
+create function _procrastinate_lock_entries()
+returns bigint
+language plpgsql
+set search_path from current
+as $$
+begin
+    return pg_stat_get_xact_tuples_returned('procrastinate_jobs_lock_waiting_idx'::regclass)
+        + pg_stat_get_xact_tuples_returned('procrastinate_jobs_lock_holder_idx'::regclass);
+end;
+$$;
+
+comment on function _procrastinate_lock_entries is
+'How many index entries of jobs with locks this transaction has passed so far.';
+
+create function _procrastinate_are_many(entries bigint, locks integer)
+returns boolean
+language plpgsql
+immutable
+set search_path from current
+as $$
+begin
+    return entries > 30 * locks;
+end;
+$$;
+
+comment on function _procrastinate_are_many is
+'Did a look from the start at so many locks pass more entries than it costs to keep floors?';
+
+create function _procrastinate_lock_era()
+returns bigint
+language plpgsql
+set search_path from current
+as $$
+declare
+    era constant bigint := pg_sequence_last_value('procrastinate_lock_era');
+    index constant regclass := 'procrastinate_lock_events_early_idx';
+    before bigint;
+    early bigint;
+begin
+    if coalesce(era, 0) % 2 = 0 then
+        return null;
+    end if;
+    before := pg_stat_get_xact_tuples_returned(index);
+    select count(*) into early
+    from (select from procrastinate_lock_events as event where event.is_early limit 101) as event;
+    -- All of these are read before any lock is looked at, and past ones are passed.
+    if early > 100 or pg_stat_get_xact_tuples_returned(index) - before > 300 then
+        perform _procrastinate_put_off(
+            'no floors of locks', (extract(epoch from clock_timestamp()) * 1000)::bigint + 10000
+        );
+        perform nextval('procrastinate_lock_era');
+        return null;
+    end if;
+    return era;
+end;
+$$;
+
+comment on function _procrastinate_lock_era is
+'The era in which locks are to be looked at (null: from the start). It ends, and none begins for '
+'ten seconds, where jobs are edited or run afresh by the hundred.';
+
+create function _procrastinate_is_era_over(era bigint, locks text[])
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+declare
+    before bigint;
+    looked_at text[];
+begin
+    if _procrastinate_begins_at_floor('locks') then
+        return false;
+    end if;
+    -- Is it still worth it? A look from the start at a few locks that have floors tells.
+    looked_at := array(
+        select noted.lock
+        from _procrastinate_floors_of_locks(era, locks) as noted
+        where noted.version is not null
+        limit 5
+    );
+    if looked_at = '{}' and exists (
+        select from procrastinate_lock_floors as noted
+        where noted.era = _procrastinate_is_era_over.era
+    ) then
+        return false;
+    end if;
+    before := _procrastinate_lock_entries();
+    perform _procrastinate_heads_from_start(looked_at);
+    if _procrastinate_are_many(_procrastinate_lock_entries() - before, cardinality(looked_at)) then
+        perform _procrastinate_keep_lock_floors();
+        return false;
+    end if;
+    perform nextval('procrastinate_lock_era');
+    return true;
+end;
+$$;
+
+comment on function _procrastinate_is_era_over is
+'Every ten seconds: are floors of locks no longer needed? Then the era ends.';
+
+create function _procrastinate_keep_lock_floors()
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    perform _procrastinate_put_off(
+        'locks', (extract(epoch from clock_timestamp()) * 1000)::bigint + 10000
+    );
+end;
+$$;
+
+comment on function _procrastinate_keep_lock_floors is
+'Let floors of locks be used for ten seconds before anybody asks whether they are needed.';
+
+-- Facts, so not among those of sql/floors.sql, of which two may take each other's places.
+create sequence procrastinate_jobs_drawn owned by procrastinate_jobs.id;
+create sequence procrastinate_jobs_drawn_before owned by procrastinate_jobs.id;
+create sequence procrastinate_jobs_settled owned by procrastinate_jobs.id;
+
+comment on sequence procrastinate_jobs_drawn is
+'An id that was the newest a moment ago: a job that is inserted with a lower one is early.';
+comment on sequence procrastinate_jobs_drawn_before is
+'The next transaction at that moment; 1: all before it have ended.';
+comment on sequence procrastinate_jobs_settled is
+'An id up to which each job is committed by now or never will be, unless it is early.';
+
+create function _procrastinate_settled_id()
+returns bigint
+language plpgsql
+set search_path from current
+as $$
+declare
+    -- In milliseconds.
+    this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
+    newest constant bigint := pg_sequence_last_value('procrastinate_jobs_id_seq');
+    drawn constant bigint := pg_sequence_last_value('procrastinate_jobs_drawn');
+    drawn_before constant bigint := pg_sequence_last_value('procrastinate_jobs_drawn_before');
+begin
+    if drawn_before > 1 then
+        if pg_snapshot_xmin(pg_current_snapshot())::text::bigint >= drawn_before then
+            perform setval('procrastinate_jobs_settled', drawn);
+            perform setval('procrastinate_jobs_drawn_before', 1);
+        end if;
+    -- Whatever is being inserted just then is early, so not too often.
+    elsif newest > coalesce(drawn, 0)
+        and this_moment - _procrastinate_floor('jobs drawn at') not between 0 and 1000
+    then
+        perform _procrastinate_set_floor('jobs drawn at', this_moment);
+        perform setval('procrastinate_jobs_drawn', newest);
+        -- Who writes an older job from here on sees that it is early, and who has written one
+        -- before has a number below this.
+        perform setval(
+            'procrastinate_jobs_drawn_before',
+            pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+        );
+    end if;
+    return coalesce(pg_sequence_last_value('procrastinate_jobs_settled'), 0);
+end;
+$$;
+
+comment on function _procrastinate_settled_id is
+'An id, a second or so old, up to which each job is committed by now or never will be, unless its '
+'event says that it is early. For the settler only.';
+
+create function _procrastinate_floors_of_locks(era bigint, locks text[])
+returns table (
+    place bigint,
+    lock text,
+    version integer,
+    holder_id bigint,
+    priorities integer[],
+    first_ids bigint[]
+)
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        named.place, named.lock, last.version, last.holder_id, last.priorities, last.first_ids
+    from unnest(locks) with ordinality as named (lock, place)
+    left join lateral (
+        select *
+        from procrastinate_lock_floors as noted
+        where noted.lock = named.lock and noted.era = _procrastinate_floors_of_locks.era
+        order by noted.version desc
+        limit 1
+    ) as last on true;
+end;
+$$;
+
+comment on function _procrastinate_floors_of_locks is
+'The floors of each of these locks in this era; a lock that has none has no version.';
+
+create function _procrastinate_change_lock_floors(
+    era bigint,
+    lock text,
+    version integer,
+    holder_id bigint,
+    priorities integer[],
+    first_ids bigint[]
+)
+returns void
+language plpgsql
+set search_path from current
+as $$
+#variable_conflict use_variable
+begin
+    -- Each priority is a look of its own.
+    if cardinality(priorities) > 20 then
+        delete from procrastinate_lock_floors as noted
+        where noted.lock = lock and noted.era = era and noted.version = version;
+        return;
+    end if;
+    update procrastinate_lock_floors as noted
+    set
+        version = noted.version + 1,
+        holder_id = holder_id,
+        priorities = priorities,
+        first_ids = first_ids
+    where noted.lock = lock and noted.era = era and noted.version = version;
+end;
+$$;
+
+comment on function _procrastinate_change_lock_floors is
+'Change the floors of a lock, or give them up if they are of more than twenty priorities.';
+
+create function _procrastinate_note_lock_floors(
+    era bigint,
+    locks text[],
+    heads bigint[],
+    settled_id bigint,
+    entries bigint
+)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    if _procrastinate_are_many(entries, cardinality(locks))
+        and not _procrastinate_is_crowded('no floors of locks')
+    then
+        if era is null then
+            era := nextval('procrastinate_lock_era');
+            perform _procrastinate_keep_lock_floors();
+            delete from procrastinate_lock_floors;
+        end if;
+        perform _procrastinate_add_lock_floors(era, locks, settled_id);
+    end if;
+    if era is null or heads = '{}' then
+        return;
+    end if;
+
+    perform _procrastinate_change_lock_floors(
+        era, noted.lock, noted.version, head.id, raised.priorities, raised.first_ids
+    )
+    from _procrastinate_floors_of_locks(era, array(
+        select job.lock
+        from unnest(heads) with ordinality as head (id, place)
+        inner join procrastinate_jobs as job on job.id = any(array[head.id])
+        order by head.place
+    )) as noted
+    inner join procrastinate_jobs as head on head.id = any(array[heads[noted.place]])
+    cross join lateral (
+        select
+            array_agg(level.priority order by level.priority desc) as priorities,
+            array_agg(level.first_id order by level.priority desc) as first_ids
+        from (
+            select
+                one.priority,
+                -- Nothing waits above the head, nor before it.
+                case
+                    when one.priority > head.priority
+                        then greatest(max(one.first_id), settled_id + 1)
+                    when one.priority = head.priority
+                        then greatest(max(one.first_id), least(head.id, settled_id + 1))
+                    else max(one.first_id)
+                end as first_id
+            from (
+                select * from unnest(noted.priorities, noted.first_ids)
+                union all
+                select head.priority, -9223372036854775808
+            ) as one (priority, first_id)
+            group by one.priority
+        ) as level
+    ) as raised
+    where noted.version is not null;
+end;
+$$;
+
+comment on function _procrastinate_note_lock_floors is
+'After a look at these locks, which passed so many index entries: these heads are let start. No '
+'job up to the settled id was still to be committed before the look.';
+
+create function _procrastinate_add_lock_floors(
+    era bigint,
+    locks text[],
+    settled_id bigint
+)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    insert into procrastinate_lock_floors (lock, era, holder_id, priorities, first_ids)
+    select
+        noted.lock,
+        era,
+        holder.id,
+        coalesce(used.priorities, '{}'),
+        coalesce(used.first_ids, '{}')
+    from _procrastinate_floors_of_locks(era, locks) as noted
+    left join lateral (
+        select job.id, job.priority
+        from procrastinate_jobs as job
+        where job.lock = noted.lock and (job.status = 'doing' or job.ready_seq is not null)
+        limit 1
+    ) as holder on true
+    cross join lateral (
+        -- From priority to priority by the index, since few are in use.
+        with recursive waiting (priority, id) as (
+            (
+                select job.priority, job.id
+                from procrastinate_jobs as job
+                where job.lock = noted.lock and job.status = 'todo'
+                order by job.priority desc, job.id + 0
+                limit 1
+            )
+            union all
+            select lower.priority, lower.id
+            from waiting
+            cross join lateral (
+                select job.priority, job.id
+                from procrastinate_jobs as job
+                where
+                    job.lock = noted.lock and job.status = 'todo'
+                    and job.priority < waiting.priority
+                order by job.priority desc, job.id + 0
+                limit 1
+            ) as lower
+        )
+        select
+            array_agg(level.priority order by level.priority desc) as priorities,
+            array_agg(least(level.id, settled_id + 1) order by level.priority desc) as first_ids
+        from (
+            select one.priority, min(one.id) as id
+            from (
+                (select * from waiting limit 21)
+                union all
+                -- It may come to wait again.
+                select holder.priority, holder.id where holder.id is not null
+            ) as one
+            group by one.priority
+        ) as level
+    ) as used
+    where noted.version is null and coalesce(cardinality(used.priorities) <= 20, true);
+end;
+$$;
+
+comment on function _procrastinate_add_lock_floors is
+'Note the floors of those of these locks that have none, unless jobs of more than twenty '
+'priorities wait.';
+
 -- Who is next: the only code that lets a job with a lock start (docs/decisions/0002-locks.md).
 --
 -- Everybody else only appends to procrastinate_lock_events. One session at a time reads the events
@@ -2340,8 +2766,11 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    locks text[];
-    tries integer[];
+    era bigint;
+    event_ids bigint[];
+    taken record;
+    settled_id bigint := 0;
+    before bigint;
     overtaken text[];
     overtaken_held text[];
     heads_held text[];
@@ -2354,17 +2783,33 @@ begin
         return;
     end if;
 
-    select event.locks, event.tries, event.is_more into locks, tries, is_more
-    from _procrastinate_take_events(max_locks) as event;
-    if locks is not null then
-        select next_up.heads, next_up.held, next_up.overtaken into heads, heads_held, overtaken
-        from _procrastinate_hold_heads(locks) as next_up;
+    era := _procrastinate_lock_era();
+    select next_up.ids, next_up.is_more into event_ids, is_more
+    from _procrastinate_next_events(max_locks, with_early => era is not null) as next_up;
+    select * into taken from _procrastinate_take_events(event_ids);
+    if taken.locks is null then
+        return next;
+        return;
     end if;
+    if era is not null then
+        if _procrastinate_is_era_over(era, taken.locks) then
+            era := null;
+        end if;
+        delete from procrastinate_lock_floors as noted where noted.lock = any(taken.early_locks);
+        settled_id := _procrastinate_settled_id();
+    end if;
+
+    before := _procrastinate_lock_entries();
+    select next_up.heads, next_up.held, next_up.overtaken into heads, heads_held, overtaken
+    from _procrastinate_hold_heads(era, taken.locks) as next_up;
     if overtaken is not null then
         overtaken_held := _procrastinate_unready(overtaken);
         select next_up.heads, next_up.held into heads, heads_held
-        from _procrastinate_hold_heads(locks) as next_up;
+        from _procrastinate_hold_heads(era, taken.locks) as next_up;
     end if;
+    perform _procrastinate_note_lock_floors(
+        era, taken.locks, heads, settled_id, _procrastinate_lock_entries() - before
+    );
 
     if num_nonnulls(overtaken_held, heads_held) > 0 then
         insert into procrastinate_lock_events (locks, due_at, tries)
@@ -2373,7 +2818,7 @@ begin
             clock_timestamp()
             + least(interval '10 milliseconds' * 2 ^ named.tries, interval '1 second'),
             least(named.tries + 1, 10)
-        from unnest(locks, tries) as named (lock, tries)
+        from unnest(taken.locks, taken.tries) as named (lock, tries)
         where named.lock = any(overtaken_held || heads_held);
     end if;
     return next;
@@ -2424,8 +2869,8 @@ comment on function _procrastinate_has_events is
 'Are there locks to look at? A look from the start that had to pass many entries notes where the '
 'next ones are to begin.';
 
-create function _procrastinate_take_events(max_locks integer)
-returns table (locks text[], tries integer[], is_more boolean)
+create function _procrastinate_next_events(max_locks integer, with_early boolean)
+returns table (ids bigint[], is_more boolean)
 language plpgsql
 set search_path from current
 as $$
@@ -2463,32 +2908,53 @@ begin
     if crowded and fresh is not null then
         perform _procrastinate_set_floor('events', fresh[cardinality(fresh)]);
     end if;
+    ids := fresh || put_off || array(
+        select event.id from procrastinate_lock_events as event where event.is_early and with_early
+    );
+    return next;
+end;
+$$;
 
+comment on function _procrastinate_next_events is
+'The first events, of up to max_locks locks, as many again that were put off and, if they are '
+'wanted, all of early jobs; and whether there are more.';
+
+create function _procrastinate_take_events(event_ids bigint[])
+returns table (locks text[], tries integer[], early_locks text[])
+language plpgsql
+set search_path from current
+as $$
+begin
     with event as (
         delete from procrastinate_lock_events as event
-        where event.id = any(fresh || put_off)
-        returning event.id, event.locks, event.tries
+        where event.id = any(event_ids)
+        returning event.id, event.locks, event.tries, event.is_early
     ),
     named as (
         select
             -- Told apart by their bytes: quicker than by the rules of a language.
             named.lock collate "C" as lock,
             max(event.tries) as tries,
+            bool_or(event.is_early) as is_early,
             min(event.id) as first_id,
             min(named.place) as first_place
         from event
         cross join unnest(event.locks) with ordinality as named (lock, place)
         group by named.lock collate "C"
     )
-    select array_agg(named.lock), array_agg(named.tries) into locks, tries
+    select
+        array_agg(named.lock),
+        array_agg(named.tries),
+        array_agg(named.lock) filter (where named.is_early)
+    into locks, tries, early_locks
     from (select * from named order by named.first_id, named.first_place) as named;
     return next;
 end;
 $$;
 
 comment on function _procrastinate_take_events is
-'Take events of up to max_locks locks, and as many again that were put off. Returns the locks '
-'(null: none), each once, in order, and whether there are more.';
+'Take these events. Returns the locks (null: none), each once, in order, with how often a row was '
+'found held; and those for which an early job has come to wait.';
 
 create function _procrastinate_unready(overtaken text[])
 returns text[]
@@ -2536,36 +3002,27 @@ comment on function _procrastinate_unready is
 'Take readiness from the ready jobs of these locks, each of which was overtaken. Returns the locks '
 'whose job somebody holds.';
 
-create function _procrastinate_hold_heads(locks text[])
+create function _procrastinate_hold_heads(era bigint, locks text[])
 returns table (heads bigint[], held text[], overtaken text[])
 language plpgsql
 set search_path from current
 as $$
 begin
-    with head as materialized (
-        select
-            job.id,
-            named.lock,
-            named.place,
-            holder.id as holder_id,
-            holder.status as holder_status,
-            holder.id is null and job.due_at is null as may_start
-        from unnest(locks) with ordinality as named (lock, place)
-        cross join lateral (
-            select first.id, first.due_at
-            from procrastinate_jobs as first
-            where first.lock = named.lock and first.status = 'todo'
-            order by first.priority desc, first.id + 0
-            limit 1
-        ) as job
-        left join lateral (
-            select holder.id, holder.status
-            from procrastinate_jobs as holder
-            where
-                holder.lock = named.lock
-                and (holder.status = 'doing' or holder.ready_seq is not null)
-            limit 1
-        ) as holder on true
+    with noted as materialized (
+        select * from _procrastinate_heads_from_floors(era, locks) where era is not null
+    ),
+    head as materialized (
+        select noted.place, noted.lock, noted.id, noted.may_start, noted.is_overtaken
+        from noted
+        where noted.id is not null
+        union all
+        select * from _procrastinate_heads_from_start(
+            case when era is null then locks else array(
+                select case when not noted.has_floors then noted.lock end
+                from noted
+                order by noted.place
+            ) end
+        )
     ),
     free as materialized (
         select job.id, job.priority, head.place
@@ -2587,10 +3044,7 @@ begin
             select array_agg(head.lock) from head
             where head.may_start and head.id not in (select free.id from free)
         ),
-        (
-            select array_agg(head.lock) from head
-            where head.holder_status = 'todo' and head.holder_id <> head.id
-        )
+        (select array_agg(head.lock) from head where head.is_overtaken)
     into heads, held, overtaken;
     return next;
 end;
@@ -2599,7 +3053,135 @@ $$;
 comment on function _procrastinate_hold_heads is
 'Hold the first job of each free lock, by priority and then in the order of the locks. Returns '
 'those jobs, the locks whose first job somebody else holds, and those of which another job than '
-'the first is ready.';
+'the first is ready. In an era of floors locks are looked through from theirs.';
+
+create function _procrastinate_heads_from_start(locks text[])
+returns table (place bigint, lock text, id bigint, may_start boolean, is_overtaken boolean)
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        named.place,
+        named.lock,
+        job.id,
+        holder.id is null and job.due_at is null,
+        holder.status = 'todo' and holder.id <> job.id
+    from unnest(locks) with ordinality as named (lock, place)
+    cross join lateral (
+        select first.id, first.due_at
+        from procrastinate_jobs as first
+        where first.lock = named.lock and first.status = 'todo'
+        order by first.priority desc, first.id + 0
+        limit 1
+    ) as job
+    left join lateral (
+        select holder.id, holder.status
+        from procrastinate_jobs as holder
+        where
+            holder.lock = named.lock
+            and (holder.status = 'doing' or holder.ready_seq is not null)
+        limit 1
+    ) as holder on true;
+end;
+$$;
+
+comment on function _procrastinate_heads_from_start is
+'The first job of each of these locks (null: of none): may it start now, or is another one ready?';
+
+create function _procrastinate_heads_from_floors(era bigint, locks text[])
+returns table (
+    place bigint, lock text, id bigint, may_start boolean, is_overtaken boolean, has_floors boolean
+)
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        noted.place,
+        noted.lock,
+        job.id,
+        holder.id is null and job.due_at is null,
+        holder.status = 'todo' and holder.id <> job.id,
+        noted.version is not null
+    from _procrastinate_floors_of_locks(era, locks) as noted
+    left join lateral (
+        select first.id, first.due_at
+        from (
+            select level.priority, level.first_id, noted.priorities[level.place] as next_priority
+            from unnest(2147483648 || noted.priorities::bigint[], 0 || noted.first_ids)
+            with ordinality as level (priority, first_id, place)
+            where noted.version is not null
+            order by level.place
+        ) as level
+        cross join lateral (
+            (
+                select waiting.id, waiting.due_at
+                from procrastinate_jobs as waiting
+                where
+                    waiting.lock = noted.lock and waiting.status = 'todo'
+                    and waiting.priority = level.priority and waiting.id + 0 >= level.first_id
+                order by waiting.id + 0
+                limit 1
+            )
+            union all
+            -- Of a priority in between, which was not in use.
+            (
+                select waiting.id, waiting.due_at
+                from procrastinate_jobs as waiting
+                where
+                    waiting.lock = noted.lock and waiting.status = 'todo'
+                    and waiting.priority < level.priority
+                    and waiting.priority > coalesce(level.next_priority, -2147483649)
+                order by waiting.priority desc, waiting.id + 0
+                limit 1
+            )
+        ) as first
+        limit 1
+    ) as job on true
+    left join procrastinate_jobs as holder
+        on holder.id = any(array[noted.holder_id])
+        and holder.lock is not distinct from noted.lock
+        and case holder.status when 'doing' then true else num_nulls(holder.ready_seq) = 0 end;
+end;
+$$;
+
+comment on function _procrastinate_heads_from_floors is
+'As _procrastinate_heads_from_start, by the floors of this era; no job of a lock that has none.';
+
+create function _procrastinate_is_head(job_id bigint, lock text)
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+declare
+    era constant bigint := pg_sequence_last_value('procrastinate_lock_era');
+    head record;
+begin
+    if era % 2 = 1
+        and not exists (select from procrastinate_lock_events as event where event.is_early)
+    then
+        select * into head
+        from _procrastinate_heads_from_floors(era, array[_procrastinate_is_head.lock]);
+        -- Of an era that has ended meanwhile they may be no longer true.
+        if head.has_floors and pg_sequence_last_value('procrastinate_lock_era') = era then
+            return job_id is not distinct from head.id;
+        end if;
+    end if;
+    return job_id is not distinct from (
+        select first.id
+        from procrastinate_jobs as first
+        where first.lock = _procrastinate_is_head.lock and first.status = 'todo'
+        order by first.priority desc, first.id + 0
+        limit 1
+    );
+end;
+$$;
+
+comment on function _procrastinate_is_head is
+'Is this job, which waits, the first of its lock by what is committed now?';
 
 create function _procrastinate_make_ready(heads bigint[])
 returns bigint[]
@@ -2830,15 +3412,7 @@ begin
         from procrastinate_jobs as job
         where
             job.ready_seq + 0 is not null
-            and (
-                job.lock is null
-                or job.id = (
-                    select first.id from procrastinate_jobs as first
-                    where first.lock = job.lock and first.status = 'todo'
-                    order by first.priority desc, first.id + 0
-                    limit 1
-                )
-            )
+            and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
         order by job.priority desc, job.ready_seq
         limit max_jobs
         for update skip locked
@@ -2869,15 +3443,7 @@ begin
                 job.priority = level.priority
                 and job.ready_seq >= level.floor
                 and job.ready_seq + 0 is not null
-                and (
-                    job.lock is null
-                    or job.id = (
-                        select first.id from procrastinate_jobs as first
-                        where first.lock = job.lock and first.status = 'todo'
-                        order by first.priority desc, first.id + 0
-                        limit 1
-                    )
-                )
+                and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
             order by job.ready_seq
             limit max_jobs
             for update skip locked
@@ -2924,15 +3490,7 @@ begin
             where
                 -- Still ready; said so that no plan takes it for a reason to read a ready index.
                 job.status = 'todo' and num_nulls(job.ready_seq) = 0
-                and (
-                    job.lock is null
-                    or job.id = (
-                        select first.id from procrastinate_jobs as first
-                        where first.lock = job.lock and first.status = 'todo'
-                        order by first.priority desc, first.id + 0
-                        limit 1
-                    )
-                )
+                and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
             order by ready.place
             for update of job skip locked
         );
@@ -5002,6 +5560,9 @@ begin
     return next;
 
     mended := 'locks looked at afresh';
+    delete from procrastinate_lock_floors;
+    perform setval('procrastinate_jobs_settled', 1);
+    perform setval('procrastinate_jobs_drawn_before', 1);
     insert into procrastinate_lock_events (locks)
     select distinct array[job.lock]
     from procrastinate_jobs as job

@@ -68,8 +68,8 @@ comment on function procrastinate_defer_jobs is
 'for each element: its ordinal (from 1), the id of its job, and whether that job was created or '
 'already waited with the same queueing lock. Of a batch that is sent in parts, in one transaction, '
 'each part says where it begins: the ordinal of its first element. Errors: 22023 bad argument, '
-'named with its element; PC002. Example: select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": '
-'{"to": "ann"}}]'').';
+'named with its element; PC002. Example: '
+'select * from procrastinate_defer_jobs(''[{"task_name": "send_email", "args": {"to": "ann"}}]'').';
 
 create function _procrastinate_read_jobs(jobs jsonb, first_ordinal integer)
 returns table (
@@ -143,9 +143,7 @@ begin
     ) as checked (bad)
     left join procrastinate_tasks as task on task.task_name = given.job ->> 'task_name'
     where case when checked.bad is null then true
-        else _procrastinate_refuse_new_job(
-            jobs, keys, first_ordinal, given.place, checked.bad
-        ) end
+        else _procrastinate_refuse_new_job(jobs, keys, first_ordinal, given.place, checked.bad) end
     order by given.place;
 end;
 $$;

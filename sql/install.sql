@@ -25,6 +25,7 @@ begin;
 \ir floors.sql
 \ir levels.sql
 \ir sweeps.sql
+\ir lock_floors.sql
 \ir settle_locks.sql
 \ir promote_due.sql
 \ir pick_jobs.sql

@@ -75,11 +75,14 @@ begin
     if exists (
         select from inserted where inserted.lock is not null and inserted.status = 'todo'
     ) then
-        insert into procrastinate_lock_events (locks)
-        select array_agg(named.lock order by named.place)
+        insert into procrastinate_lock_events (locks, is_early)
+        select
+            array_agg(named.lock order by named.place),
+            min(named.first_id) <= coalesce(pg_sequence_last_value('procrastinate_jobs_drawn'), 0)
         from (
             select
                 inserted.lock collate "C" as lock,
+                min(inserted.id) as first_id,
                 row_number() over (order by min(inserted.id)) as place
             from inserted
             where inserted.lock is not null and inserted.status = 'todo'
@@ -136,7 +139,13 @@ begin
     end if;
 
     if new.lock is not null then
-        insert into procrastinate_lock_events (locks) values (array[new.lock]);
+        insert into procrastinate_lock_events (locks, is_early)
+        values (
+            array[new.lock],
+            old.status not in ('todo', 'doing')
+            or new.lock is distinct from old.lock
+            or new.priority <> old.priority
+        );
     end if;
     perform _procrastinate_notify_queue(new.queue_name);
     return new;
@@ -164,6 +173,11 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    if tg_op = 'UPDATE' and new.status = 'doing' and new.priority <> old.priority then
+        -- That is its place if it comes to wait again.
+        insert into procrastinate_lock_events (locks, is_early) values (array[old.lock], true);
+        return new;
+    end if;
     if tg_op = 'UPDATE' and not (
         (
             old.finished_at is null

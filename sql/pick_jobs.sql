@@ -43,15 +43,7 @@ begin
         from procrastinate_jobs as job
         where
             job.ready_seq + 0 is not null
-            and (
-                job.lock is null
-                or job.id = (
-                    select first.id from procrastinate_jobs as first
-                    where first.lock = job.lock and first.status = 'todo'
-                    order by first.priority desc, first.id + 0
-                    limit 1
-                )
-            )
+            and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
         order by job.priority desc, job.ready_seq
         limit max_jobs
         for update skip locked
@@ -82,15 +74,7 @@ begin
                 job.priority = level.priority
                 and job.ready_seq >= level.floor
                 and job.ready_seq + 0 is not null
-                and (
-                    job.lock is null
-                    or job.id = (
-                        select first.id from procrastinate_jobs as first
-                        where first.lock = job.lock and first.status = 'todo'
-                        order by first.priority desc, first.id + 0
-                        limit 1
-                    )
-                )
+                and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
             order by job.ready_seq
             limit max_jobs
             for update skip locked
@@ -137,15 +121,7 @@ begin
             where
                 -- Still ready; said so that no plan takes it for a reason to read a ready index.
                 job.status = 'todo' and num_nulls(job.ready_seq) = 0
-                and (
-                    job.lock is null
-                    or job.id = (
-                        select first.id from procrastinate_jobs as first
-                        where first.lock = job.lock and first.status = 'todo'
-                        order by first.priority desc, first.id + 0
-                        limit 1
-                    )
-                )
+                and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
             order by ready.place
             for update of job skip locked
         );

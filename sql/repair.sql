@@ -34,6 +34,9 @@ begin
     return next;
 
     mended := 'locks looked at afresh';
+    delete from procrastinate_lock_floors;
+    perform setval('procrastinate_jobs_settled', 1);
+    perform setval('procrastinate_jobs_drawn_before', 1);
     insert into procrastinate_lock_events (locks)
     select distinct array[job.lock]
     from procrastinate_jobs as job

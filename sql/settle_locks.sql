@@ -49,8 +49,11 @@ language plpgsql
 set search_path from current
 as $$
 declare
-    locks text[];
-    tries integer[];
+    era bigint;
+    event_ids bigint[];
+    taken record;
+    settled_id bigint := 0;
+    before bigint;
     overtaken text[];
     overtaken_held text[];
     heads_held text[];
@@ -63,17 +66,33 @@ begin
         return;
     end if;
 
-    select event.locks, event.tries, event.is_more into locks, tries, is_more
-    from _procrastinate_take_events(max_locks) as event;
-    if locks is not null then
-        select next_up.heads, next_up.held, next_up.overtaken into heads, heads_held, overtaken
-        from _procrastinate_hold_heads(locks) as next_up;
+    era := _procrastinate_lock_era();
+    select next_up.ids, next_up.is_more into event_ids, is_more
+    from _procrastinate_next_events(max_locks, with_early => era is not null) as next_up;
+    select * into taken from _procrastinate_take_events(event_ids);
+    if taken.locks is null then
+        return next;
+        return;
     end if;
+    if era is not null then
+        if _procrastinate_is_era_over(era, taken.locks) then
+            era := null;
+        end if;
+        delete from procrastinate_lock_floors as noted where noted.lock = any(taken.early_locks);
+        settled_id := _procrastinate_settled_id();
+    end if;
+
+    before := _procrastinate_lock_entries();
+    select next_up.heads, next_up.held, next_up.overtaken into heads, heads_held, overtaken
+    from _procrastinate_hold_heads(era, taken.locks) as next_up;
     if overtaken is not null then
         overtaken_held := _procrastinate_unready(overtaken);
         select next_up.heads, next_up.held into heads, heads_held
-        from _procrastinate_hold_heads(locks) as next_up;
+        from _procrastinate_hold_heads(era, taken.locks) as next_up;
     end if;
+    perform _procrastinate_note_lock_floors(
+        era, taken.locks, heads, settled_id, _procrastinate_lock_entries() - before
+    );
 
     if num_nonnulls(overtaken_held, heads_held) > 0 then
         insert into procrastinate_lock_events (locks, due_at, tries)
@@ -82,7 +101,7 @@ begin
             clock_timestamp()
             + least(interval '10 milliseconds' * 2 ^ named.tries, interval '1 second'),
             least(named.tries + 1, 10)
-        from unnest(locks, tries) as named (lock, tries)
+        from unnest(taken.locks, taken.tries) as named (lock, tries)
         where named.lock = any(overtaken_held || heads_held);
     end if;
     return next;
@@ -133,8 +152,8 @@ comment on function _procrastinate_has_events is
 'Are there locks to look at? A look from the start that had to pass many entries notes where the '
 'next ones are to begin.';
 
-create function _procrastinate_take_events(max_locks integer)
-returns table (locks text[], tries integer[], is_more boolean)
+create function _procrastinate_next_events(max_locks integer, with_early boolean)
+returns table (ids bigint[], is_more boolean)
 language plpgsql
 set search_path from current
 as $$
@@ -172,32 +191,53 @@ begin
     if crowded and fresh is not null then
         perform _procrastinate_set_floor('events', fresh[cardinality(fresh)]);
     end if;
+    ids := fresh || put_off || array(
+        select event.id from procrastinate_lock_events as event where event.is_early and with_early
+    );
+    return next;
+end;
+$$;
 
+comment on function _procrastinate_next_events is
+'The first events, of up to max_locks locks, as many again that were put off and, if they are '
+'wanted, all of early jobs; and whether there are more.';
+
+create function _procrastinate_take_events(event_ids bigint[])
+returns table (locks text[], tries integer[], early_locks text[])
+language plpgsql
+set search_path from current
+as $$
+begin
     with event as (
         delete from procrastinate_lock_events as event
-        where event.id = any(fresh || put_off)
-        returning event.id, event.locks, event.tries
+        where event.id = any(event_ids)
+        returning event.id, event.locks, event.tries, event.is_early
     ),
     named as (
         select
             -- Told apart by their bytes: quicker than by the rules of a language.
             named.lock collate "C" as lock,
             max(event.tries) as tries,
+            bool_or(event.is_early) as is_early,
             min(event.id) as first_id,
             min(named.place) as first_place
         from event
         cross join unnest(event.locks) with ordinality as named (lock, place)
         group by named.lock collate "C"
     )
-    select array_agg(named.lock), array_agg(named.tries) into locks, tries
+    select
+        array_agg(named.lock),
+        array_agg(named.tries),
+        array_agg(named.lock) filter (where named.is_early)
+    into locks, tries, early_locks
     from (select * from named order by named.first_id, named.first_place) as named;
     return next;
 end;
 $$;
 
 comment on function _procrastinate_take_events is
-'Take events of up to max_locks locks, and as many again that were put off. Returns the locks '
-'(null: none), each once, in order, and whether there are more.';
+'Take these events. Returns the locks (null: none), each once, in order, with how often a row was '
+'found held; and those for which an early job has come to wait.';
 
 create function _procrastinate_unready(overtaken text[])
 returns text[]
@@ -245,36 +285,27 @@ comment on function _procrastinate_unready is
 'Take readiness from the ready jobs of these locks, each of which was overtaken. Returns the locks '
 'whose job somebody holds.';
 
-create function _procrastinate_hold_heads(locks text[])
+create function _procrastinate_hold_heads(era bigint, locks text[])
 returns table (heads bigint[], held text[], overtaken text[])
 language plpgsql
 set search_path from current
 as $$
 begin
-    with head as materialized (
-        select
-            job.id,
-            named.lock,
-            named.place,
-            holder.id as holder_id,
-            holder.status as holder_status,
-            holder.id is null and job.due_at is null as may_start
-        from unnest(locks) with ordinality as named (lock, place)
-        cross join lateral (
-            select first.id, first.due_at
-            from procrastinate_jobs as first
-            where first.lock = named.lock and first.status = 'todo'
-            order by first.priority desc, first.id + 0
-            limit 1
-        ) as job
-        left join lateral (
-            select holder.id, holder.status
-            from procrastinate_jobs as holder
-            where
-                holder.lock = named.lock
-                and (holder.status = 'doing' or holder.ready_seq is not null)
-            limit 1
-        ) as holder on true
+    with noted as materialized (
+        select * from _procrastinate_heads_from_floors(era, locks) where era is not null
+    ),
+    head as materialized (
+        select noted.place, noted.lock, noted.id, noted.may_start, noted.is_overtaken
+        from noted
+        where noted.id is not null
+        union all
+        select * from _procrastinate_heads_from_start(
+            case when era is null then locks else array(
+                select case when not noted.has_floors then noted.lock end
+                from noted
+                order by noted.place
+            ) end
+        )
     ),
     free as materialized (
         select job.id, job.priority, head.place
@@ -296,10 +327,7 @@ begin
             select array_agg(head.lock) from head
             where head.may_start and head.id not in (select free.id from free)
         ),
-        (
-            select array_agg(head.lock) from head
-            where head.holder_status = 'todo' and head.holder_id <> head.id
-        )
+        (select array_agg(head.lock) from head where head.is_overtaken)
     into heads, held, overtaken;
     return next;
 end;
@@ -308,7 +336,135 @@ $$;
 comment on function _procrastinate_hold_heads is
 'Hold the first job of each free lock, by priority and then in the order of the locks. Returns '
 'those jobs, the locks whose first job somebody else holds, and those of which another job than '
-'the first is ready.';
+'the first is ready. In an era of floors locks are looked through from theirs.';
+
+create function _procrastinate_heads_from_start(locks text[])
+returns table (place bigint, lock text, id bigint, may_start boolean, is_overtaken boolean)
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        named.place,
+        named.lock,
+        job.id,
+        holder.id is null and job.due_at is null,
+        holder.status = 'todo' and holder.id <> job.id
+    from unnest(locks) with ordinality as named (lock, place)
+    cross join lateral (
+        select first.id, first.due_at
+        from procrastinate_jobs as first
+        where first.lock = named.lock and first.status = 'todo'
+        order by first.priority desc, first.id + 0
+        limit 1
+    ) as job
+    left join lateral (
+        select holder.id, holder.status
+        from procrastinate_jobs as holder
+        where
+            holder.lock = named.lock
+            and (holder.status = 'doing' or holder.ready_seq is not null)
+        limit 1
+    ) as holder on true;
+end;
+$$;
+
+comment on function _procrastinate_heads_from_start is
+'The first job of each of these locks (null: of none): may it start now, or is another one ready?';
+
+create function _procrastinate_heads_from_floors(era bigint, locks text[])
+returns table (
+    place bigint, lock text, id bigint, may_start boolean, is_overtaken boolean, has_floors boolean
+)
+language plpgsql
+set search_path from current
+as $$
+begin
+    return query
+    select
+        noted.place,
+        noted.lock,
+        job.id,
+        holder.id is null and job.due_at is null,
+        holder.status = 'todo' and holder.id <> job.id,
+        noted.version is not null
+    from _procrastinate_floors_of_locks(era, locks) as noted
+    left join lateral (
+        select first.id, first.due_at
+        from (
+            select level.priority, level.first_id, noted.priorities[level.place] as next_priority
+            from unnest(2147483648 || noted.priorities::bigint[], 0 || noted.first_ids)
+            with ordinality as level (priority, first_id, place)
+            where noted.version is not null
+            order by level.place
+        ) as level
+        cross join lateral (
+            (
+                select waiting.id, waiting.due_at
+                from procrastinate_jobs as waiting
+                where
+                    waiting.lock = noted.lock and waiting.status = 'todo'
+                    and waiting.priority = level.priority and waiting.id + 0 >= level.first_id
+                order by waiting.id + 0
+                limit 1
+            )
+            union all
+            -- Of a priority in between, which was not in use.
+            (
+                select waiting.id, waiting.due_at
+                from procrastinate_jobs as waiting
+                where
+                    waiting.lock = noted.lock and waiting.status = 'todo'
+                    and waiting.priority < level.priority
+                    and waiting.priority > coalesce(level.next_priority, -2147483649)
+                order by waiting.priority desc, waiting.id + 0
+                limit 1
+            )
+        ) as first
+        limit 1
+    ) as job on true
+    left join procrastinate_jobs as holder
+        on holder.id = any(array[noted.holder_id])
+        and holder.lock is not distinct from noted.lock
+        and case holder.status when 'doing' then true else num_nulls(holder.ready_seq) = 0 end;
+end;
+$$;
+
+comment on function _procrastinate_heads_from_floors is
+'As _procrastinate_heads_from_start, by the floors of this era; no job of a lock that has none.';
+
+create function _procrastinate_is_head(job_id bigint, lock text)
+returns boolean
+language plpgsql
+set search_path from current
+as $$
+declare
+    era constant bigint := pg_sequence_last_value('procrastinate_lock_era');
+    head record;
+begin
+    if era % 2 = 1
+        and not exists (select from procrastinate_lock_events as event where event.is_early)
+    then
+        select * into head
+        from _procrastinate_heads_from_floors(era, array[_procrastinate_is_head.lock]);
+        -- Of an era that has ended meanwhile they may be no longer true.
+        if head.has_floors and pg_sequence_last_value('procrastinate_lock_era') = era then
+            return job_id is not distinct from head.id;
+        end if;
+    end if;
+    return job_id is not distinct from (
+        select first.id
+        from procrastinate_jobs as first
+        where first.lock = _procrastinate_is_head.lock and first.status = 'todo'
+        order by first.priority desc, first.id + 0
+        limit 1
+    );
+end;
+$$;
+
+comment on function _procrastinate_is_head is
+'Is this job, which waits, the first of its lock by what is committed now?';
 
 create function _procrastinate_make_ready(heads bigint[])
 returns bigint[]

@@ -331,6 +331,7 @@ comment on column procrastinate_workers.taken_back_at is
 create table procrastinate_lock_events (
     id bigint generated always as identity primary key,
     locks text[] not null,
+    is_early boolean not null default false,
     due_at timestamptz,
     tries integer not null default 0
 ) with (
@@ -342,11 +343,17 @@ create table procrastinate_lock_events (
 create index procrastinate_lock_events_due_idx on procrastinate_lock_events (due_at)
 where due_at is not null;
 
+create index procrastinate_lock_events_early_idx on procrastinate_lock_events (id)
+where is_early;
+
 comment on table procrastinate_lock_events is
 'Locks whose next job may have changed. Whoever changes something only appends here, which never '
 'waits; fetches read it and decide who is next (docs/decisions/0002-locks.md).';
 comment on column procrastinate_lock_events.id is 'Number of the event.';
 comment on column procrastinate_lock_events.locks is 'The locks to look at, twenty at most.';
+comment on column procrastinate_lock_events.is_early is
+'A job has come to wait there whose id was drawn some time ago: one that a person has edited or '
+'given a place of its own, or that is run afresh.';
 comment on column procrastinate_lock_events.due_at is
 'Not before this time (null: at once): set when somebody held the row of the job.';
 comment on column procrastinate_lock_events.tries is 'How often the row of the job was found held.';

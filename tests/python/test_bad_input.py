@@ -65,6 +65,7 @@ VALID: Mapping[str, str | None] = {
     "backoff": "linear",
     "backend_pid": "1",
     "error": "broken",
+    "first_ordinal": "1",
     "give_up_silent": "false",
     "heartbeat_interval": "1 second",
     "jitter": "0.5",

@@ -16,9 +16,11 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from audit import Connection, call, drain
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -73,6 +75,8 @@ SETUP = """
         select * from procrastinate_rescue_jobs();
     $$;
 """
+
+ERAS = Path(__file__).with_name("eras_of_locks.sql")
 
 EMPTY = """
     delete from procrastinate_jobs;
@@ -599,12 +603,17 @@ class Contract(RuleBasedStateMachine):
         self.sound = True
 
 
+@pytest.mark.parametrize("has_eras", [False, True], ids=["no floors of locks", "floors of locks"])
 def test_any_sequence_of_transactions_keeps_the_contract(
-    connect: Callable[..., Connection],
+    connect: Callable[..., Connection], has_eras: bool
 ) -> None:
     """Whatever is called, committed or rolled back, in whatever order: the model holds."""
     auditor = connect(autocommit=True)
     auditor.execute(SETUP)
+    profile = PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "default")]
+    if has_eras:
+        profile = settings(profile, max_examples=profile.max_examples // 2)
+        auditor.execute(ERAS.read_bytes())
     connections = [connect(autocommit=True) for _ in (*IN_TRANSACTIONS, ALONE)]
     for connection in connections:
         connection.execute(f"set lock_timeout = '{LOCK_TIMEOUT}'; set statement_timeout = '20s'")
@@ -619,14 +628,14 @@ def test_any_sequence_of_transactions_keeps_the_contract(
     }
     machine = type("Contract", (Contract,), members)
     try:
-        run_state_machine_as_test(
-            machine, settings=PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "default")]
-        )
+        run_state_machine_as_test(machine, settings=profile)
     finally:
         print("The failed sequence, as it went:" if failed else "", *failed, sep="\n    ")
         print(dict(counts))
 
     # A run that met nothing proves nothing.
+    ((eras,),) = auditor.execute("select last_value from procrastinate_lock_era").fetchall()
+    assert (eras > 100) == has_eras
     assert counts["locks"] > 300
     assert counts["claimed"] > 300
     for code in ("PC001", "PC002", "PC004", "PC005", "25001", "40001", "55P03"):
