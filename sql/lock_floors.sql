@@ -157,9 +157,9 @@ comment on function _procrastinate_keep_lock_floors is
 'Let floors of locks be used for ten seconds before anybody asks whether they are needed.';
 
 -- Facts, so not among those of sql/floors.sql, of which two may take each other's places.
-create sequence procrastinate_jobs_drawn owned by procrastinate_jobs.id;
-create sequence procrastinate_jobs_drawn_before owned by procrastinate_jobs.id;
-create sequence procrastinate_jobs_settled owned by procrastinate_jobs.id;
+create sequence procrastinate_jobs_drawn owned by procrastinate_lock_floors.first_ids;
+create sequence procrastinate_jobs_drawn_before owned by procrastinate_lock_floors.first_ids;
+create sequence procrastinate_jobs_settled owned by procrastinate_lock_floors.first_ids;
 
 comment on sequence procrastinate_jobs_drawn is
 'An id that was the newest a moment ago: a job that is inserted with a lower one is early.';
