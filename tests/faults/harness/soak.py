@@ -25,7 +25,7 @@ PRODUCERS: Sequence[Mapping[str, str]] = ({},) * 6
 
 SIZES = """
     select jsonb_object_agg(relname, pg_relation_size(oid)) from pg_class
-    where relname ~ '^procrastinate_(jobs|lock_events)_?' and relkind in ('r', 'i')
+    where relname ~ '^procrastinate_(jobs|lock_events|lock_floors)_?' and relkind in ('r', 'i')
 """
 DEAD_ROWS = "select n_dead_tup from pg_stat_user_tables where relname = 'procrastinate_jobs'"
 
@@ -36,7 +36,7 @@ class Sample:
 
     Attributes:
         at: Seconds since the load began.
-        sizes: Bytes of the jobs and of the lock events, and of each of their indexes.
+        sizes: Bytes of the jobs, of the lock events and floors, and of each of their indexes.
         dead_rows: Of the jobs, as autovacuum knows them.
         server_cpu: Seconds of processor time that the server has used.
         memory: Resident MB of each worker process, by its name.
