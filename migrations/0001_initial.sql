@@ -2397,7 +2397,7 @@ begin
     select count(*) into early
     from (select from procrastinate_lock_events as event where event.is_early limit 101) as event;
     -- All of these are read before any lock is looked at, and past ones are passed.
-    if early > 100 or pg_stat_get_xact_tuples_returned(index) - before > 300 then
+    if early > 100 or pg_stat_get_xact_tuples_returned(index) - before > 1000 then
         perform _procrastinate_put_off(
             'no floors of locks', (extract(epoch from clock_timestamp()) * 1000)::bigint + 10000
         );
@@ -2472,7 +2472,7 @@ create sequence procrastinate_jobs_drawn_before owned by procrastinate_lock_floo
 create sequence procrastinate_jobs_settled owned by procrastinate_lock_floors.first_ids;
 
 comment on sequence procrastinate_jobs_drawn is
-'An id that was the newest a moment ago: a job that is inserted with a lower one is early.';
+'An id that was drawn some time ago: a job that is inserted with a lower one is early.';
 comment on sequence procrastinate_jobs_drawn_before is
 'The next transaction at that moment; 1: all before it have ended.';
 comment on sequence procrastinate_jobs_settled is
@@ -2486,7 +2486,8 @@ as $$
 declare
     -- In milliseconds.
     this_moment constant bigint := extract(epoch from clock_timestamp()) * 1000;
-    newest constant bigint := pg_sequence_last_value('procrastinate_jobs_id_seq');
+    -- What is being inserted right now is not to be early.
+    next_drawn constant bigint := pg_sequence_last_value('procrastinate_jobs_id_seq') - 200;
     drawn constant bigint := pg_sequence_last_value('procrastinate_jobs_drawn');
     drawn_before constant bigint := pg_sequence_last_value('procrastinate_jobs_drawn_before');
 begin
@@ -2495,12 +2496,11 @@ begin
             perform setval('procrastinate_jobs_settled', drawn);
             perform setval('procrastinate_jobs_drawn_before', 1);
         end if;
-    -- Whatever is being inserted just then is early, so not too often.
-    elsif newest > coalesce(drawn, 0)
+    elsif next_drawn > coalesce(drawn, 0)
         and this_moment - _procrastinate_floor('jobs drawn at') not between 0 and 1000
     then
         perform _procrastinate_set_floor('jobs drawn at', this_moment);
-        perform setval('procrastinate_jobs_drawn', newest);
+        perform setval('procrastinate_jobs_drawn', next_drawn);
         -- Who writes an older job from here on sees that it is early, and who has written one
         -- before has a number below this.
         perform setval(

@@ -169,7 +169,7 @@ select pg_temp.finish('e');
 select procrastinate_defer_job('edited', lock => 'often run too');
 do $$
 begin
-    for number in 1..350 loop
+    for number in 1..1050 loop
         update procrastinate_jobs set priority = number where task_name = 'edited';
         perform pg_temp.settle();
     end loop;
