@@ -171,6 +171,25 @@ def test_with_the_snapshot_gone_looks_begin_at_the_start_again(
     wait_until(over, timeout=60)
 
 
+def test_a_job_run_afresh_goes_first_however_many_events_are_to_be_read(
+    conn: Connection, holder: Connection, worker: Worker, crowd: Crowd
+) -> None:
+    old = defer(conn, "a")
+    assert worker.fetch() == [old]
+    worker.finish(old)
+    crowd()
+    first, second = defer(conn, "a"), defer(conn, "a")
+    assert worker.fetch() == [first]
+    worker.finish(first)
+    # A fetch of one job reads events of twenty locks.
+    for number in range(50):
+        defer(conn, f"other {number}")
+    conn.execute("select procrastinate_rerun_job(%s)", (old,))
+    assert worker.fetch() == [old]
+    worker.finish(old, 2)
+    assert second in worker.fetch(100)
+
+
 def test_many_edits_at_once_are_read_before_the_next_job_starts(
     conn: Connection, holder: Connection, worker: Worker, crowd: Crowd
 ) -> None:
