@@ -95,6 +95,23 @@ async def test_queueing_locks_are_taken_in_one_order(send: DeferJobs):
     assert len(await send(jobs)) == MANY
 
 
+@pytest.mark.parametrize(
+    ("jobs", "message"),
+    [
+        (None, "jobs: must be a JSON array of objects"),
+        ("t" * MANY, "jobs: must be a JSON array of objects"),
+        ([1] * MANY, "jobs: element 1 must be an object, not number"),
+    ],
+    ids=["null", "text", "numbers"],
+)
+async def test_what_is_no_list_of_jobs_is_refused_by_the_server(
+    send: DeferJobs, conn: psycopg.Connection[Any], jobs: Any, message: str
+):
+    with pytest.raises(InvalidArgument, match=message):
+        await send(jobs)
+    assert count(conn) == 0
+
+
 def test_a_delay_counts_for_each_part(dsn: str, conn: psycopg.Connection[Any]):
     app = App(dsn)
     app.configure("t", schedule_in={"hours": 1}).defer_many([{}] * MANY)

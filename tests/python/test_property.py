@@ -45,7 +45,7 @@ AHEAD = "2999-01-01"
 NO_JOB = 2**62
 
 DEFAULT = settings(
-    max_examples=100,
+    max_examples=150,
     stateful_step_count=120,
     derandomize=True,
     database=None,
@@ -612,7 +612,7 @@ def test_any_sequence_of_transactions_keeps_the_contract(
     auditor.execute(SETUP)
     profile = PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "default")]
     if has_eras:
-        profile = settings(profile, max_examples=profile.max_examples * 3 // 4)
+        profile = settings(profile, max_examples=profile.max_examples // 2)
         auditor.execute(ERAS.read_bytes())
     connections = [connect(autocommit=True) for _ in (*IN_TRANSACTIONS, ALONE)]
     for connection in connections:

@@ -114,10 +114,13 @@ class Call(Generic[T]):
 
         Several for many jobs: while the server takes in the first, the next ones are encoded. Jobs
         with queueing locks stay together, since the server takes these locks in an order of its
-        own, so that two batches do not wait for each other.
+        own, so that two batches do not wait for each other. What is no list of objects stays as it
+        is, for the server to refuse.
         """
-        jobs = self.arguments.get("jobs", ())
-        if len(jobs) <= PART or any("queueing_lock" in job for job in jobs):
+        jobs = self.arguments.get("jobs")
+        if not isinstance(jobs, (list, tuple)) or len(jobs) <= PART:
+            return [self]
+        if not all(isinstance(job, dict) and "queueing_lock" not in job for job in jobs):
             return [self]
         return [
             replace(

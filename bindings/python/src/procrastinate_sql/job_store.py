@@ -122,9 +122,7 @@ class JobStore:
             return call.answer.read(self._send_parts(parts), self._codec.reads)
         values = self._codec.values(call)
         with errors.translated(), self._lend() as connection:
-            # Not connection.cursor(): the caller's may be set up to return anything.
-            cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-            cursor.execute(call.statement(self._codec.schema), values, binary=True)
+            cursor = self._execute(connection, call, values)
             return call.answer.read(cursor.fetchall(), self._codec.reads)
 
     def _send_parts(self, parts: Sequence[Call[Any]]) -> Rows:
@@ -133,10 +131,16 @@ class JobStore:
             with connection.pipeline(), connection.transaction():
                 for part in parts:
                     values = self._codec.values(part)
-                    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-                    cursor.execute(part.statement(self._codec.schema), values, binary=True)
-                    cursors.append(cursor)
+                    cursors.append(self._execute(connection, part, values))
             return [row for cursor in cursors for row in cursor.fetchall()]
+
+    def _execute(
+        self, connection: SyncConnection, call: Call[Any], values: dict[str, Any]
+    ) -> psycopg.Cursor[tuple[Any, ...]]:
+        # Not connection.cursor(): the caller's may be set up to return anything.
+        cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+        cursor.execute(call.statement(self._codec.schema), values, binary=True)
+        return cursor
 
     defer_job = _sync(calls.defer_job)
     defer_jobs = _sync(calls.defer_jobs)
@@ -183,8 +187,7 @@ class AsyncJobStore:
         values = self._codec.values(call)
         with errors.translated():
             async with self._lend() as connection:
-                cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-                await cursor.execute(call.statement(self._codec.schema), values, binary=True)
+                cursor = await self._execute(connection, call, values)
                 return call.answer.read(await cursor.fetchall(), self._codec.reads)
 
     async def _send_parts(self, parts: Sequence[Call[Any]]) -> Rows:
@@ -194,12 +197,15 @@ class AsyncJobStore:
                 async with connection.pipeline(), connection.transaction():
                     for part in parts:
                         values = self._codec.values(part)
-                        cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-                        await cursor.execute(
-                            part.statement(self._codec.schema), values, binary=True
-                        )
-                        cursors.append(cursor)
+                        cursors.append(await self._execute(connection, part, values))
                 return [row for cursor in cursors for row in await cursor.fetchall()]
+
+    async def _execute(
+        self, connection: AsyncConnection, call: Call[Any], values: dict[str, Any]
+    ) -> psycopg.AsyncCursor[tuple[Any, ...]]:
+        cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+        await cursor.execute(call.statement(self._codec.schema), values, binary=True)
+        return cursor
 
     defer_job = _async(calls.defer_job)
     defer_jobs = _async(calls.defer_jobs)
