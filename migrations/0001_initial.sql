@@ -999,7 +999,7 @@ $$;
 
 comment on function _procrastinate_job_leaves_lock is
 'Note that another job of a lock may be next: this one was finished, cancelled, deleted, given '
-'another lock, or is no longer ready.';
+'another lock, or is no longer ready; or that it runs and would come back to another place.';
 
 create trigger procrastinate_job_leaves_lock
 before update on procrastinate_jobs
@@ -1724,7 +1724,7 @@ begin
     elsif until > this_moment then
         return true;
     end if;
-    perform _procrastinate_put_off(key, this_moment + 1000);
+    perform _procrastinate_put_off(key, 1000);
     return null;
 end;
 $$;
@@ -1734,11 +1734,13 @@ comment on function _procrastinate_begins_at_floor is
 'at the start, while others go on at the floor for a moment; it must be noted what it took '
 '(_procrastinate_note_effort).';
 
-create function _procrastinate_put_off(key text, until bigint)
+create function _procrastinate_put_off(key text, milliseconds bigint)
 returns void
 language plpgsql
 set search_path from current
 as $$
+declare
+    until constant bigint := extract(epoch from clock_timestamp()) * 1000 + milliseconds;
 begin
     perform _procrastinate_set_floor('until ' || key, until);
     perform setval(
@@ -1749,7 +1751,7 @@ end;
 $$;
 
 comment on function _procrastinate_put_off is
-'Let looks begin at the floor until then, in milliseconds since 1970.';
+'Let looks begin at the floor for so many milliseconds from now.';
 
 create function _procrastinate_next_look(keys text[])
 returns timestamptz
@@ -1807,11 +1809,7 @@ begin
     -- An entry costs one to three microseconds to pass, since its row lies anywhere in memory: looks
     -- from the start take a fiftieth of the time of one session; where there are very many a tenth or
     -- more, lest what is hidden waits for too long.
-    perform _procrastinate_put_off(
-        key,
-        (extract(epoch from clock_timestamp()) * 1000)::bigint
-        + greatest(least(effort * 10, 2000), effort * 3 / 4)
-    );
+    perform _procrastinate_put_off(key, greatest(least(effort * 10, 2000), effort * 3 / 4));
     return true;
 end;
 $$;
@@ -1915,9 +1913,7 @@ begin
     where level.queue_name = key;
     perform _procrastinate_set_floor('swept ' || key, 1);
     perform _procrastinate_set_floor('bottom ' || key, newest);
-    perform _procrastinate_put_off(
-        key, (extract(epoch from clock_timestamp()) * 1000)::bigint + 1000
-    );
+    perform _procrastinate_put_off(key, 1000);
 end;
 $$;
 
@@ -2149,9 +2145,7 @@ declare
     is_clean boolean;
 begin
     -- The others leave this second to this session.
-    perform _procrastinate_put_off(
-        key, (extract(epoch from clock_timestamp()) * 1000)::bigint + 1000
-    );
+    perform _procrastinate_put_off(key, 1000);
     perform _procrastinate_add_levels(key, _procrastinate_new_priorities(key));
     -- Most that is late is so by little.
     perform _procrastinate_sweep_slice(key, newest - slice, newest);
@@ -2398,9 +2392,7 @@ begin
     from (select from procrastinate_lock_events as event where event.is_early limit 101) as event;
     -- All of these are read before any lock is looked at, and past ones are passed.
     if early > 100 or pg_stat_get_xact_tuples_returned(index) - before > 1000 then
-        perform _procrastinate_put_off(
-            'no floors of locks', (extract(epoch from clock_timestamp()) * 1000)::bigint + 10000
-        );
+        perform _procrastinate_put_off('no floors of locks', 10000);
         perform nextval('procrastinate_lock_era');
         return null;
     end if;
@@ -2457,9 +2449,7 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    perform _procrastinate_put_off(
-        'locks', (extract(epoch from clock_timestamp()) * 1000)::bigint + 10000
-    );
+    perform _procrastinate_put_off('locks', 10000);
 end;
 $$;
 
@@ -3370,8 +3360,8 @@ comment on function _procrastinate_make_due is
 -- Which jobs to claim: the hot queries, each pinned to one index (tests/python/test_plans.py).
 --
 -- Each takes the rows it returns with `for update skip locked`, and no other. A job with a lock is
--- taken only while it is the first of its lock among what this statement sees, so that one that was
--- overtaken a moment ago is left for the settler.
+-- taken only while it is the first of its lock by what is committed (_procrastinate_is_head), so
+-- that one that was overtaken a moment ago is left for the settler.
 
 create function _procrastinate_pick(queue_names text[], max_jobs integer)
 returns bigint[]

@@ -138,7 +138,7 @@ begin
     elsif until > this_moment then
         return true;
     end if;
-    perform _procrastinate_put_off(key, this_moment + 1000);
+    perform _procrastinate_put_off(key, 1000);
     return null;
 end;
 $$;
@@ -148,11 +148,13 @@ comment on function _procrastinate_begins_at_floor is
 'at the start, while others go on at the floor for a moment; it must be noted what it took '
 '(_procrastinate_note_effort).';
 
-create function _procrastinate_put_off(key text, until bigint)
+create function _procrastinate_put_off(key text, milliseconds bigint)
 returns void
 language plpgsql
 set search_path from current
 as $$
+declare
+    until constant bigint := extract(epoch from clock_timestamp()) * 1000 + milliseconds;
 begin
     perform _procrastinate_set_floor('until ' || key, until);
     perform setval(
@@ -163,7 +165,7 @@ end;
 $$;
 
 comment on function _procrastinate_put_off is
-'Let looks begin at the floor until then, in milliseconds since 1970.';
+'Let looks begin at the floor for so many milliseconds from now.';
 
 create function _procrastinate_next_look(keys text[])
 returns timestamptz
@@ -221,11 +223,7 @@ begin
     -- An entry costs one to three microseconds to pass, since its row lies anywhere in memory: looks
     -- from the start take a fiftieth of the time of one session; where there are very many a tenth or
     -- more, lest what is hidden waits for too long.
-    perform _procrastinate_put_off(
-        key,
-        (extract(epoch from clock_timestamp()) * 1000)::bigint
-        + greatest(least(effort * 10, 2000), effort * 3 / 4)
-    );
+    perform _procrastinate_put_off(key, greatest(least(effort * 10, 2000), effort * 3 / 4));
     return true;
 end;
 $$;

@@ -207,7 +207,7 @@ $$;
 
 comment on function _procrastinate_job_leaves_lock is
 'Note that another job of a lock may be next: this one was finished, cancelled, deleted, given '
-'another lock, or is no longer ready.';
+'another lock, or is no longer ready; or that it runs and would come back to another place.';
 
 create trigger procrastinate_job_leaves_lock
 before update on procrastinate_jobs

@@ -92,9 +92,7 @@ begin
     where level.queue_name = key;
     perform _procrastinate_set_floor('swept ' || key, 1);
     perform _procrastinate_set_floor('bottom ' || key, newest);
-    perform _procrastinate_put_off(
-        key, (extract(epoch from clock_timestamp()) * 1000)::bigint + 1000
-    );
+    perform _procrastinate_put_off(key, 1000);
 end;
 $$;
 

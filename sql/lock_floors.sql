@@ -88,9 +88,7 @@ begin
     from (select from procrastinate_lock_events as event where event.is_early limit 101) as event;
     -- All of these are read before any lock is looked at, and past ones are passed.
     if early > 100 or pg_stat_get_xact_tuples_returned(index) - before > 1000 then
-        perform _procrastinate_put_off(
-            'no floors of locks', (extract(epoch from clock_timestamp()) * 1000)::bigint + 10000
-        );
+        perform _procrastinate_put_off('no floors of locks', 10000);
         perform nextval('procrastinate_lock_era');
         return null;
     end if;
@@ -147,9 +145,7 @@ language plpgsql
 set search_path from current
 as $$
 begin
-    perform _procrastinate_put_off(
-        'locks', (extract(epoch from clock_timestamp()) * 1000)::bigint + 10000
-    );
+    perform _procrastinate_put_off('locks', 10000);
 end;
 $$;
 

@@ -1,8 +1,8 @@
 -- Which jobs to claim: the hot queries, each pinned to one index (tests/python/test_plans.py).
 --
 -- Each takes the rows it returns with `for update skip locked`, and no other. A job with a lock is
--- taken only while it is the first of its lock among what this statement sees, so that one that was
--- overtaken a moment ago is left for the settler.
+-- taken only while it is the first of its lock by what is committed (_procrastinate_is_head), so
+-- that one that was overtaken a moment ago is left for the settler.
 
 create function _procrastinate_pick(queue_names text[], max_jobs integer)
 returns bigint[]

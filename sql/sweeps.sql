@@ -65,9 +65,7 @@ declare
     is_clean boolean;
 begin
     -- The others leave this second to this session.
-    perform _procrastinate_put_off(
-        key, (extract(epoch from clock_timestamp()) * 1000)::bigint + 1000
-    );
+    perform _procrastinate_put_off(key, 1000);
     perform _procrastinate_add_levels(key, _procrastinate_new_priorities(key));
     -- Most that is late is so by little.
     perform _procrastinate_sweep_slice(key, newest - slice, newest);

@@ -12,9 +12,7 @@ create function pg_temp.sweep_at(key text, delay integer)
 returns void
 language sql
 as $$
-    select _procrastinate_put_off(
-        key, (extract(epoch from clock_timestamp()) * 1000)::bigint + delay
-    )
+    select _procrastinate_put_off(key, delay)
 $$;
 
 -- As a survey leaves it: levels, floors, up to where there was little to pass, and when to sweep.
