@@ -3,13 +3,6 @@ begin;
 \ir support/arrange.sql
 select plan(31);
 
--- Sequences are not rolled back: another test may have left an era.
-select setval('procrastinate_lock_era', 2 + coalesce((
-    select last.era + last.era % 2
-    from pg_sequence_last_value('procrastinate_lock_era') as last (era)
-), 0));
-select _procrastinate_set_floor('until locks', 1);
-
 -- The entries of what this transaction has run are in the way as under a snapshot that is held.
 create function pg_temp.run_through(lock_name text, jobs integer)
 returns void

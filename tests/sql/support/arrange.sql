@@ -1,5 +1,21 @@
 -- What the tests arrange with: jobs are known by the name of their task, workers by their own.
 
+-- What a test draws and notes in sequences would outlast its rollback, and floors lead the next
+-- test astray; a sequence that is restarted in this transaction is as before after it.
+do $$
+declare
+    name text;
+begin
+    for name in
+        select known.sequencename
+        from pg_sequences as known
+        where known.schemaname = 'public' and known.sequencename like 'procrastinate\_%'
+    loop
+        execute format('alter sequence %I restart', name);
+    end loop;
+end;
+$$;
+
 create function pg_temp.id(task text)
 returns bigint
 language sql
