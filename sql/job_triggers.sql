@@ -247,6 +247,8 @@ begin
                 or (new.status = 'doing' and new.worker_id <> old.worker_id)
             )
         )
+        -- Only the settler knows whose turn it is.
+        or (new.lock is not null and old.ready_seq is null and new.ready_seq is not null)
         or (
             new.status <> old.status
             and not case old.status
@@ -295,7 +297,7 @@ begin
             hint = case
                 when becomes = was
                     then 'The id and the attempts stay as they are; so do the lock and the worker '
-                        'of a running job.'
+                        'of a running job. Only the queue makes a job with a lock ready.'
                 when becomes = 'doing' then 'Call procrastinate_fetch_jobs to start a job.'
                 when was = 'doing' and becomes = 'todo'
                     then 'Call procrastinate_retry_job or procrastinate_fail_job.'

@@ -48,7 +48,8 @@ set search_path from current
 as $$
 begin
     return pg_stat_get_xact_tuples_returned('procrastinate_jobs_lock_waiting_idx'::regclass)
-        + pg_stat_get_xact_tuples_returned('procrastinate_jobs_lock_holder_idx'::regclass);
+        + pg_stat_get_xact_tuples_returned('procrastinate_jobs_lock_ready_idx'::regclass)
+        + pg_stat_get_xact_tuples_returned('procrastinate_jobs_lock_running_idx'::regclass);
 end;
 $$;
 
@@ -351,9 +352,13 @@ begin
         coalesce(used.first_ids, '{}')
     from _procrastinate_floors_of_locks(era, locks) as noted
     left join lateral (
-        select job.id, job.priority
-        from procrastinate_jobs as job
-        where job.lock = noted.lock and (job.status = 'doing' or job.ready_seq is not null)
+        select running.id, running.priority
+        from procrastinate_jobs as running
+        where running.lock = noted.lock and running.status = 'doing'
+        union all
+        select ready.id, ready.priority
+        from procrastinate_jobs as ready
+        where ready.lock = noted.lock and num_nulls(ready.ready_seq) = 0
         limit 1
     ) as holder on true
     cross join lateral (

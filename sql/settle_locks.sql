@@ -247,15 +247,13 @@ as $$
 declare
     held text[];
 begin
-    with holder as materialized (
+    with ready as materialized (
         select job.id, named.lock
         from unnest(overtaken) as named (lock)
         cross join lateral (
-            select holder.id
-            from procrastinate_jobs as holder
-            where
-                holder.lock = named.lock
-                and (holder.status = 'doing' or holder.ready_seq is not null)
+            select one.id
+            from procrastinate_jobs as one
+            where one.lock = named.lock and num_nulls(one.ready_seq) = 0
             limit 1
         ) as job
     ),
@@ -263,7 +261,7 @@ begin
         select job.id
         from procrastinate_jobs as job
         where
-            job.id = any(array(select holder.id from holder))
+            job.id = any(array(select ready.id from ready))
             and job.status = 'todo' and num_nulls(job.ready_seq) = 0
         for update skip locked
     ),
@@ -274,9 +272,9 @@ begin
         where job.id = any(array[free.id])
         returning job.id
     )
-    select array_agg(holder.lock) into held
-    from holder
-    where holder.id not in (select unreadied.id from unreadied);
+    select array_agg(ready.lock) into held
+    from ready
+    where ready.id not in (select unreadied.id from unreadied);
     return held;
 end;
 $$;
@@ -360,11 +358,13 @@ begin
         limit 1
     ) as job
     left join lateral (
-        select holder.id, holder.status
-        from procrastinate_jobs as holder
-        where
-            holder.lock = named.lock
-            and (holder.status = 'doing' or holder.ready_seq is not null)
+        select running.id, running.status
+        from procrastinate_jobs as running
+        where running.lock = named.lock and running.status = 'doing'
+        union all
+        select ready.id, ready.status
+        from procrastinate_jobs as ready
+        where ready.lock = named.lock and num_nulls(ready.ready_seq) = 0
         limit 1
     ) as holder on true;
 end;

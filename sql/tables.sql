@@ -115,10 +115,17 @@ create index procrastinate_jobs_due_queue_idx
 on procrastinate_jobs (queue_name, due_at)
 where due_at is not null and queue_name <> '';
 
--- One job of a lock is ready or running, never two: the fact that everything about locks rests on.
-create unique index procrastinate_jobs_lock_holder_idx
+-- One job of a lock runs, never two: the fact that everything about locks rests on.
+create unique index procrastinate_jobs_lock_running_idx
 on procrastinate_jobs (lock)
-where lock is not null and (status = 'doing' or ready_seq is not null);
+where lock is not null and status = 'doing';
+
+-- Apart from those that run, and not unique, though only the settler makes a job of a lock ready,
+-- and one at a time: under a held snapshot the check of a unique index passes all that the lock has
+-- run. num_nulls() keeps the query on this index.
+create index procrastinate_jobs_lock_ready_idx
+on procrastinate_jobs (lock)
+where lock is not null and num_nulls(ready_seq) = 0;
 
 -- `+ 0` once more: of a lock that seems to be frequent, the next job after another would be looked
 -- for in the primary key, past those of all other locks.

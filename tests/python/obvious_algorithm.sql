@@ -11,12 +11,6 @@
 
 begin;
 
--- Many jobs of a lock may be ready; one runs.
-drop index procrastinate_jobs_lock_holder_idx;
-create unique index procrastinate_jobs_lock_holder_idx
-on procrastinate_jobs (lock)
-where lock is not null and status = 'doing';
-
 create or replace function _procrastinate_free_heads(max_locks integer)
 returns table (heads bigint[], is_more boolean, busy boolean)
 language sql
@@ -81,6 +75,8 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    -- What the queue's own triggers let nobody else do.
+    perform set_config('procrastinate.acting', 'on', true);
     update procrastinate_jobs as job
     set ready_seq = nextval('procrastinate_ready_seq')
     where
@@ -93,6 +89,7 @@ begin
         )
         and job.status = 'todo'
         and num_nonnulls(job.ready_seq, job.due_at) = 0;
+    perform set_config('procrastinate.acting', '', true);
 end;
 $$;
 

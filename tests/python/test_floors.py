@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from concurrency import Connect, Connection, WaitUntil, Worker, begin, defer, value
+from concurrency import Connect, Connection, WaitUntil, Worker, begin, defer, status, value
 
 RUN_THROUGH = 5_000
 QUEUES = [None, ["default"], ["default", "other"]]
@@ -169,6 +171,86 @@ def test_a_claim_of_a_worker_given_up_is_taken_back_though_committed_late(
         return value(conn, "select status from procrastinate_jobs where id = %s", job) == "todo"
 
     wait_until(is_back, timeout=5)
+
+
+def passed(conn: Connection, index: str, call: Callable[[], object]) -> int:
+    """How many entries of an index a call passes."""
+    entries = "select pg_stat_get_xact_tuples_returned(%s::regclass)"
+    begin(conn)
+    before = value(conn, entries, index)
+    call()
+    number = value(conn, entries, index) - before
+    conn.execute("commit")
+    return int(number)
+
+
+def run_one(conn: Connection, worker: Worker) -> int:
+    job = defer(conn, task_name="t")
+    assert worker.fetch() == [job]
+    worker.finish(job)
+    return job
+
+
+PURGE = "select procrastinate_purge_jobs('0')"
+
+
+def test_a_purge_does_not_pass_what_others_have_purged(
+    conn: Connection, connect: Connect, worker: Worker
+) -> None:
+    begin(connect(), "repeatable read")
+    run_through(conn, worker)
+    late = defer(conn)
+    assert worker.fetch() == [late]
+    finisher = connect()
+    worker.finish(late, conn=finisher)
+    assert value(conn, PURGE) == RUN_THROUGH
+
+    def purge_one() -> int:
+        run_one(conn, worker)
+        return passed(conn, "procrastinate_jobs_finished_idx", lambda: value(conn, PURGE))
+
+    assert purge_one() > RUN_THROUGH
+    assert has_floors(conn, "finished")
+    assert purge_one() < 10
+    assert purge_one() < 10
+
+    # Nothing is left only if nothing is left below the floor.
+    finisher.commit()
+    run_one(conn, worker)
+    assert [value(conn, PURGE) for _ in range(3)] == [1, 1, 0]
+
+
+def test_heartbeats_do_not_pass_what_others_have_purged(
+    conn: Connection, connect: Connect, worker: Worker
+) -> None:
+    begin(connect(), "repeatable read")
+    conn.execute("select procrastinate_declare_task('t', keep_finished => '1 microsecond')")
+    run_through(conn, worker)
+    late = defer(conn, task_name="t")
+    assert worker.fetch() == [late]
+    finisher = connect()
+    worker.finish(late, conn=finisher)
+    for _ in range(RUN_THROUGH // 1000):
+        worker.beat()
+    assert value(conn, "select count(*) from procrastinate_jobs where purge_at is not null") == 0
+
+    def purge_one() -> int:
+        job = run_one(conn, worker)
+        number = passed(worker.conn, "procrastinate_jobs_purge_idx", worker.beat)
+        assert status(conn, job) is None
+        return number
+
+    purge_one()
+    assert has_floors(conn, "purge")
+    assert purge_one() < 10
+
+    finisher.commit()
+    worker.beat()
+    assert status(conn, late) == "succeeded"
+    # A minute later.
+    conn.execute("select _procrastinate_set_floor('until purge', 2)")
+    worker.beat()
+    assert status(conn, late) is None
 
 
 def test_floors_wait_for_the_levels_they_belong_to(

@@ -524,7 +524,7 @@ def test_a_person_cannot_make_a_second_job_of_a_lock_ready(
     """The edit itself is refused; no fetch ever meets a unique violation."""
     first, second = defer(conn, "a"), defer(conn, "a")
     assert worker.fetch() == [first]
-    with pytest.raises(psycopg.errors.UniqueViolation):
+    with pytest.raises(psycopg.errors.CheckViolation):
         conn.execute("update procrastinate_jobs set ready_seq = 1 where id = %s", (second,))
     assert other.fetch(10) == []
     assert status(conn, second) == "todo"

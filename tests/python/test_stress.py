@@ -299,7 +299,7 @@ def test_each_audit_can_fail(conn: psycopg.Connection[Any]) -> None:
     """What no call of the queue does, done by hand with its guards taken away, is found."""
     conn.execute(SETUP)
     conn.execute(
-        "drop index procrastinate_jobs_lock_holder_idx;"
+        "drop index procrastinate_jobs_lock_running_idx;"
         "alter table procrastinate_jobs disable trigger procrastinate_a_check_edit"
     )
     first, second, stranded = defer(conn, "a"), defer(conn, "a"), defer(conn, "b")

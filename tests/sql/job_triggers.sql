@@ -1,7 +1,7 @@
 -- Legal edits of a job, by hand, just work and keep every promise; others are refused with a hint.
 begin;
 \ir support/arrange.sql
-select plan(139);
+select plan(141);
 
 -- Five jobs wait: two of lock x, one of lock y, one free, one for tomorrow.
 create function pg_temp.arrange_waiting()
@@ -288,6 +288,10 @@ values
 ),
 ('another lock of a running job', 'running', $$lock = 'other'$$, 'of a running job'),
 ('no lock of a running job', 'running', 'lock = null', 'of a running job'),
+(
+    'readiness of a job that waits for its lock', 'blocked', 'ready_seq = 1',
+    'makes a job with a lock ready'
+),
 ('more attempts of a running job', 'running', 'attempts = 7', 'attempts'),
 ('more attempts of a waiting job', 'waiting', 'attempts = 7', 'attempts'),
 ('fewer attempts of a job', 'retried', 'attempts = 0', 'attempts'),

@@ -256,8 +256,8 @@ select is(
     (pg_temp.refusal(
         $$update procrastinate_jobs set ready_seq = 1 where task_name = 'blocked'$$
     )).code,
-    '23505',
-    'two jobs of one lock are never ready at once'
+    '23514',
+    'nobody but the queue makes a job of a lock ready'
 );
 
 select procrastinate_defer_job('once', queueing_lock => 'once');
