@@ -80,6 +80,27 @@ def test_looks_for_the_next_job_do_not_pass_what_has_run(
             worker.finish(job)
 
 
+def test_to_make_a_job_ready_passes_less_than_to_claim_it(
+    conn: Connection, holder: Connection, worker: Worker, crowd: Crowd
+) -> None:
+    """Of all indexes only the unique one is checked, and it holds those that run."""
+    crowd()
+    blocks = "select pg_stat_get_xact_blocks_fetched('procrastinate_jobs'::regclass)"
+
+    def read(queue: str) -> int:
+        with worker.conn.transaction():
+            before = value(worker.conn, blocks)
+            worker.fetch(1, [queue])
+            return int(value(worker.conn, blocks)) - int(before)
+
+    job = defer(conn, "a")
+    made_ready = read("none")
+    assert value(conn, "select ready_seq from procrastinate_jobs where id = %s", job)
+    claimed = read("default")
+    assert value(conn, "select status from procrastinate_jobs where id = %s", job) == "doing"
+    assert made_ready < RUN_THROUGH < claimed
+
+
 def test_a_job_committed_late_is_not_overtaken(
     conn: Connection,
     connect: Connect,
