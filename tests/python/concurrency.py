@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Barrier
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 import pytest
@@ -37,6 +37,14 @@ def value(conn: Connection, query: str, *params: object) -> Any:
     """The first column of the first row, or None."""
     row = conn.execute(query, params).fetchone()
     return row[0] if row else None
+
+
+def counted(conn: Connection, counter: LiteralString, call: Callable[[], object]) -> int:
+    """By how much a counter of the transaction grows in a call, which is made in one of its own."""
+    with conn.transaction():
+        before = value(conn, counter)
+        call()
+        return int(value(conn, counter) - before)
 
 
 def defer(conn: Connection, lock: str | None = None, **arguments: object) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
-from concurrency import Connect, Connection, WaitUntil, Worker, begin, defer, status, value
+from concurrency import Connect, Connection, WaitUntil, Worker, begin, counted, defer, status, value
 
 RUN_THROUGH = 5_000
 QUEUES = [None, ["default"], ["default", "other"]]
@@ -157,10 +155,7 @@ def test_a_claim_of_a_worker_given_up_is_taken_back_though_committed_late(
     effort = "select _procrastinate_effort('procrastinate_jobs_worker_idx')"
 
     def passes_little() -> bool:
-        begin(other.conn)
-        other.beat()
-        passed = value(other.conn, effort)
-        other.conn.execute("commit")
+        passed = counted(other.conn, effort, other.beat)
         return has_floors(conn, "gone") and passed < 15
 
     wait_until(passes_little)
@@ -173,17 +168,6 @@ def test_a_claim_of_a_worker_given_up_is_taken_back_though_committed_late(
     wait_until(is_back, timeout=5)
 
 
-def passed(conn: Connection, index: str, call: Callable[[], object]) -> int:
-    """How many entries of an index a call passes."""
-    entries = "select pg_stat_get_xact_tuples_returned(%s::regclass)"
-    begin(conn)
-    before = value(conn, entries, index)
-    call()
-    number = value(conn, entries, index) - before
-    conn.execute("commit")
-    return int(number)
-
-
 def run_one(conn: Connection, worker: Worker) -> int:
     job = defer(conn, task_name="t")
     assert worker.fetch() == [job]
@@ -192,6 +176,8 @@ def run_one(conn: Connection, worker: Worker) -> int:
 
 
 PURGE = "select procrastinate_purge_jobs('0')"
+FINISHED = "select pg_stat_get_xact_tuples_returned('procrastinate_jobs_finished_idx'::regclass)"
+TO_PURGE = "select pg_stat_get_xact_tuples_returned('procrastinate_jobs_purge_idx'::regclass)"
 
 
 def test_a_purge_does_not_pass_what_others_have_purged(
@@ -207,7 +193,7 @@ def test_a_purge_does_not_pass_what_others_have_purged(
 
     def purge_one() -> int:
         run_one(conn, worker)
-        return passed(conn, "procrastinate_jobs_finished_idx", lambda: value(conn, PURGE))
+        return counted(conn, FINISHED, lambda: value(conn, PURGE))
 
     assert purge_one() > RUN_THROUGH
     assert has_floors(conn, "finished")
@@ -236,7 +222,7 @@ def test_heartbeats_do_not_pass_what_others_have_purged(
 
     def purge_one() -> int:
         job = run_one(conn, worker)
-        number = passed(worker.conn, "procrastinate_jobs_purge_idx", worker.beat)
+        number = counted(worker.conn, TO_PURGE, worker.beat)
         assert status(conn, job) is None
         return number
 

@@ -6,7 +6,17 @@ from collections.abc import Callable
 from typing import LiteralString
 
 import pytest
-from concurrency import Connect, Connection, WaitUntil, Worker, begin, defer, rescue, value
+from concurrency import (
+    Connect,
+    Connection,
+    WaitUntil,
+    Worker,
+    begin,
+    counted,
+    defer,
+    rescue,
+    value,
+)
 
 RUN_THROUGH = 300
 LOCKS = ["a", "b"]
@@ -62,10 +72,8 @@ def test_looks_for_the_next_job_do_not_pass_what_has_run(
     crowd()
     for lock in LOCKS * 2:
         defer(conn, lock)
-    with worker.conn.transaction():
-        before = value(worker.conn, PASSED)
-        worker.conn.execute("select _procrastinate_heads_from_start(%s)", (LOCKS,))
-        from_start = value(worker.conn, PASSED) - before
+    looks = "select _procrastinate_heads_from_start(%s)"
+    from_start = counted(worker.conn, PASSED, lambda: worker.conn.execute(looks, (LOCKS,)))
     assert from_start > 4 * RUN_THROUGH
 
     for _ in range(2):
@@ -83,20 +91,14 @@ def test_looks_for_the_next_job_do_not_pass_what_has_run(
 def test_to_make_a_job_ready_passes_less_than_to_claim_it(
     conn: Connection, holder: Connection, worker: Worker, crowd: Crowd
 ) -> None:
-    """Of all indexes only the unique one is checked, and it holds those that run."""
+    """Only a unique index is checked for others of the lock, and it holds those that run."""
     crowd()
     blocks = "select pg_stat_get_xact_blocks_fetched('procrastinate_jobs'::regclass)"
 
-    def read(queue: str) -> int:
-        with worker.conn.transaction():
-            before = value(worker.conn, blocks)
-            worker.fetch(1, [queue])
-            return int(value(worker.conn, blocks)) - int(before)
-
     job = defer(conn, "a")
-    made_ready = read("none")
+    made_ready = counted(worker.conn, blocks, lambda: worker.fetch(1, ["none"]))
     assert value(conn, "select ready_seq from procrastinate_jobs where id = %s", job)
-    claimed = read("default")
+    claimed = counted(worker.conn, blocks, lambda: worker.fetch(1, ["default"]))
     assert value(conn, "select status from procrastinate_jobs where id = %s", job) == "doing"
     assert made_ready < RUN_THROUGH < claimed
 

@@ -1,7 +1,7 @@
 -- What must be true of a row, whoever writes it: each check by its name.
 begin;
 \ir support/arrange.sql
-select plan(71);
+select plan(72);
 
 select procrastinate_defer_job('waiting', queue_name => 'wait');
 select procrastinate_defer_job('locked', queue_name => 'wait', lock => 'x');
@@ -259,6 +259,21 @@ select is(
     '23514',
     'nobody but the queue makes a job of a lock ready'
 );
+
+-- As the queue itself, which its triggers do not check: the index does.
+select _procrastinate_act(true);
+
+select is(
+    (pg_temp.refusal(
+        $$update procrastinate_jobs
+        set status = 'doing', ready_seq = null, worker_id = 1, started_at = now()
+        where task_name in ('locked', 'blocked')$$
+    )).code,
+    '23505',
+    'two jobs of one lock never run at once'
+);
+
+select _procrastinate_act(false);
 
 select procrastinate_defer_job('once', queueing_lock => 'once');
 
