@@ -1816,17 +1816,17 @@ begin
         return false;
     end if;
     -- An entry costs one to three microseconds to pass, since its row lies anywhere in memory: looks
-    -- from the start take a fiftieth of the time of one session; where there are very many a tenth or
-    -- more, lest what is hidden waits for too long.
-    perform _procrastinate_put_off(key, greatest(least(effort * 10, 2000), effort * 3 / 4));
+    -- from the start take a hundredth of the time of one session; where there are very many a tenth
+    -- or more, lest what is hidden waits for too long.
+    perform _procrastinate_put_off(key, greatest(least(effort * 20, 10000), effort * 3 / 4));
     return true;
 end;
 $$;
 
 comment on function _procrastinate_note_effort is
 'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
-'while: in milliseconds ten times the effort, up to two seconds, or three quarters of it, if that '
-'is more. Returns whether it did; if not, all looks begin at the start.';
+'while: in milliseconds twenty times the effort, up to ten seconds, or three quarters of it, if '
+'that is more. Returns whether it did; if not, all looks begin at the start.';
 
 -- Where to begin to look in each priority of a queue, its levels (docs/decisions/0006-floors.md).
 --
@@ -2091,7 +2091,7 @@ comment on function _procrastinate_raise_floors is
 --
 -- Below the floors of a queue lie the entries of what is gone, and now and then a job: of a
 -- producer that committed late, or of a claim that was rolled back. Once a second one heartbeat
--- passes the newest slice of those entries and one or two more, from the lowest turns up and then
+-- passes the newest of those entries and a slice of the others, from the lowest turns up and then
 -- again, and gives the jobs that it meets a fresh turn, above all floors. So no fetch has to pass
 -- them, and no call many.
 --
@@ -2144,8 +2144,8 @@ set search_path from current
 as $$
 declare
     slice constant bigint := 20000;
-    -- Of two slices, or of many of which vacuum has left nothing.
-    effort_left bigint := 600;
+    -- Of one slice, or of many of which vacuum has left nothing.
+    effort_left bigint := 300;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     bottom bigint := _procrastinate_floor('bottom ' || key);
     first_seq bigint := _procrastinate_floor('swept ' || key);
@@ -2157,7 +2157,7 @@ begin
     perform _procrastinate_put_off(key, 1000);
     perform _procrastinate_add_levels(key, _procrastinate_new_priorities(key));
     -- Most that is late is so by little.
-    perform _procrastinate_sweep_slice(key, newest - slice, newest);
+    perform _procrastinate_sweep_slice(key, newest - slice / 4, newest);
 
     while effort_left > 0 loop
         end_seq := case when first_seq <= 1 then bottom else first_seq + slice end;
@@ -2184,7 +2184,7 @@ end;
 $$;
 
 comment on function _procrastinate_sweep is
-'Sweep the newest slice of a queue (empty: of all queues), and the next ones as far as there is '
+'Sweep the newest turns of a queue (empty: of all queues), and the next slices as far as there is '
 'little to pass; note priorities that were not in use. If nothing at all had to be passed, looks '
 'begin at the start again.';
 
@@ -2546,39 +2546,6 @@ $$;
 comment on function _procrastinate_floors_of_locks is
 'The floors of each of these locks in this era; a lock that has none has no version.';
 
-create function _procrastinate_change_lock_floors(
-    era bigint,
-    lock text,
-    version integer,
-    holder_id bigint,
-    priorities integer[],
-    first_ids bigint[]
-)
-returns void
-language plpgsql
-set search_path from current
-as $$
-#variable_conflict use_variable
-begin
-    -- Each priority is a look of its own.
-    if cardinality(priorities) > 20 then
-        delete from procrastinate_lock_floors as noted
-        where noted.lock = lock and noted.era = era and noted.version = version;
-        return;
-    end if;
-    update procrastinate_lock_floors as noted
-    set
-        version = noted.version + 1,
-        holder_id = holder_id,
-        priorities = priorities,
-        first_ids = first_ids
-    where noted.lock = lock and noted.era = era and noted.version = version;
-end;
-$$;
-
-comment on function _procrastinate_change_lock_floors is
-'Change the floors of a lock, or give them up if they are of more than twenty priorities.';
-
 create function _procrastinate_note_lock_floors(
     era bigint,
     locks text[],
@@ -2601,50 +2568,82 @@ begin
         end if;
         perform _procrastinate_add_lock_floors(era, locks, settled_id);
     end if;
-    if era is null or heads = '{}' then
-        return;
+    if era is not null and heads <> '{}' then
+        perform _procrastinate_raise_lock_floors(era, heads, settled_id);
     end if;
-
-    perform _procrastinate_change_lock_floors(
-        era, noted.lock, noted.version, head.id, raised.priorities, raised.first_ids
-    )
-    from _procrastinate_floors_of_locks(era, array(
-        select job.lock
-        from unnest(heads) with ordinality as head (id, place)
-        inner join procrastinate_jobs as job on job.id = any(array[head.id])
-        order by head.place
-    )) as noted
-    inner join procrastinate_jobs as head on head.id = any(array[heads[noted.place]])
-    cross join lateral (
-        select
-            array_agg(level.priority order by level.priority desc) as priorities,
-            array_agg(level.first_id order by level.priority desc) as first_ids
-        from (
-            select
-                one.priority,
-                -- Nothing waits above the head, nor before it.
-                case
-                    when one.priority > head.priority
-                        then greatest(max(one.first_id), settled_id + 1)
-                    when one.priority = head.priority
-                        then greatest(max(one.first_id), least(head.id, settled_id + 1))
-                    else max(one.first_id)
-                end as first_id
-            from (
-                select * from unnest(noted.priorities, noted.first_ids)
-                union all
-                select head.priority, -9223372036854775808
-            ) as one (priority, first_id)
-            group by one.priority
-        ) as level
-    ) as raised
-    where noted.version is not null;
 end;
 $$;
 
 comment on function _procrastinate_note_lock_floors is
 'After a look at these locks, which passed so many index entries: these heads are let start. No '
 'job up to the settled id was still to be committed before the look.';
+
+create function _procrastinate_raise_lock_floors(era bigint, heads bigint[], settled_id bigint)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    with raised as materialized (
+        select noted.lock, noted.version, head.id as holder_id, level.priorities, level.first_ids
+        from unnest(heads) as named (id)
+        inner join procrastinate_jobs as head on head.id = any(array[named.id])
+        cross join lateral (
+            select *
+            from procrastinate_lock_floors as last
+            where
+                last.lock = head.lock and last.era = _procrastinate_raise_lock_floors.era
+            order by last.version desc
+            limit 1
+        ) as noted
+        cross join lateral (
+            select
+                array_agg(one.priority order by one.priority desc) as priorities,
+                array_agg(
+                    -- Nothing waits above the head, nor before it.
+                    case
+                        when one.priority > head.priority
+                            then greatest(one.first_id, settled_id + 1)
+                        when one.priority = head.priority
+                            then greatest(one.first_id, least(head.id, settled_id + 1))
+                        else one.first_id
+                    end
+                    order by one.priority desc
+                ) as first_ids
+            from (
+                select * from unnest(noted.priorities, noted.first_ids)
+                union all
+                select head.priority, -9223372036854775808
+                where head.priority <> all(noted.priorities)
+            ) as one (priority, first_id)
+        ) as level
+    ),
+    given_up as (
+        -- Each priority is a look of its own.
+        delete from procrastinate_lock_floors as noted
+        using raised
+        where
+            noted.lock = raised.lock and noted.version = raised.version
+            and noted.era = _procrastinate_raise_lock_floors.era
+            and cardinality(raised.priorities) > 20
+    )
+    update procrastinate_lock_floors as noted
+    set
+        version = noted.version + 1,
+        holder_id = raised.holder_id,
+        priorities = raised.priorities,
+        first_ids = raised.first_ids
+    from raised
+    where
+        noted.lock = raised.lock and noted.version = raised.version
+        and noted.era = _procrastinate_raise_lock_floors.era
+        and cardinality(raised.priorities) <= 20;
+end;
+$$;
+
+comment on function _procrastinate_raise_lock_floors is
+'Raise the floors of the locks of these heads, which are let start, or give them up if they are of '
+'more than twenty priorities.';
 
 create function _procrastinate_add_lock_floors(
     era bigint,
@@ -2841,7 +2840,7 @@ set search_path from current
 as $$
 declare
     at_floor constant boolean := _procrastinate_begins_at_floor('events');
-    first_id constant bigint := case when at_floor then _procrastinate_floor('events') else 0 end;
+    first_id constant bigint := case when at_floor then _procrastinate_first_event() else 0 end;
     due_by constant timestamptz := clock_timestamp();
     before constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey');
     fresh constant bigint[] := array(
@@ -2853,10 +2852,11 @@ declare
     );
     effort constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey') - before;
 begin
-    if at_floor is not true
-        and (effort > 15 or at_floor is null)
-        and _procrastinate_note_effort('events', effort)
-    then
+    if at_floor then
+        if fresh[1] < _procrastinate_floor('events') then
+            perform _procrastinate_set_floor('events', fresh[1]);
+        end if;
+    elsif (effort > 15 or at_floor is null) and _procrastinate_note_effort('events', effort) then
         perform _procrastinate_set_floor(
             'events',
             coalesce(fresh[1], pg_sequence_last_value('procrastinate_lock_events_id_seq'), 0)
@@ -2872,6 +2872,28 @@ $$;
 comment on function _procrastinate_has_events is
 'Are there locks to look at? A look from the start that had to pass many entries notes where the '
 'next ones are to begin.';
+
+create function _procrastinate_first_event()
+returns bigint
+language plpgsql
+set search_path from current
+as $$
+declare
+    floor constant bigint := _procrastinate_floor('events');
+begin
+    if _procrastinate_is_crowded('late events') then
+        return floor;
+    end if;
+    -- Whoever defers draws the number of an event some time before it can be seen: most are late,
+    -- and by little.
+    perform _procrastinate_put_off('late events', 500);
+    return floor - 2000;
+end;
+$$;
+
+comment on function _procrastinate_first_event is
+'The event at which a look that begins at the floor is to begin: once in half a second one that is '
+'2,000 lower.';
 
 create function _procrastinate_next_events(max_locks integer, with_early boolean)
 returns table (ids bigint[], is_more boolean)
@@ -3155,29 +3177,55 @@ $$;
 comment on function _procrastinate_heads_from_floors is
 'As _procrastinate_heads_from_start, by the floors of this era; no job of a lock that has none.';
 
-create function _procrastinate_is_head(job_id bigint, lock text)
+create function _procrastinate_is_head(job_id bigint, lock text, priority integer)
 returns boolean
 language plpgsql
 set search_path from current
 as $$
+#variable_conflict use_variable
 declare
     era constant bigint := pg_sequence_last_value('procrastinate_lock_era');
-    head record;
+    noted procrastinate_lock_floors;
+    first_id bigint;
+    is_head boolean;
 begin
     if era % 2 = 1
         and not exists (select from procrastinate_lock_events as event where event.is_early)
     then
-        select * into head
-        from _procrastinate_heads_from_floors(era, array[_procrastinate_is_head.lock]);
+        select * into noted
+        from procrastinate_lock_floors as last
+        where last.lock = lock and last.era = era
+        order by last.version desc
+        limit 1;
+    end if;
+    if noted.version is not null then
+        if noted.priorities[1] > priority then
+            is_head := job_id is not distinct from (
+                select head.id from _procrastinate_heads_from_floors(era, array[lock]) as head
+            );
+        else
+            -- As nearly always: two probes of an index.
+            first_id := noted.first_ids[array_position(noted.priorities, priority)];
+            is_head := not exists (
+                select from procrastinate_jobs as job
+                where job.lock = lock and job.status = 'todo' and job.priority > priority
+            ) and not exists (
+                select from procrastinate_jobs as job
+                where
+                    job.lock = lock and job.status = 'todo' and job.priority = priority
+                    and job.id + 0 < job_id
+                    and job.id + 0 >= coalesce(first_id, -9223372036854775808)
+            );
+        end if;
         -- Of an era that has ended meanwhile they may be no longer true.
-        if head.has_floors and pg_sequence_last_value('procrastinate_lock_era') = era then
-            return job_id is not distinct from head.id;
+        if pg_sequence_last_value('procrastinate_lock_era') = era then
+            return is_head;
         end if;
     end if;
     return job_id is not distinct from (
         select first.id
         from procrastinate_jobs as first
-        where first.lock = _procrastinate_is_head.lock and first.status = 'todo'
+        where first.lock = lock and first.status = 'todo'
         order by first.priority desc, first.id + 0
         limit 1
     );
@@ -3185,7 +3233,7 @@ end;
 $$;
 
 comment on function _procrastinate_is_head is
-'Is this job, which waits, the first of its lock by what is committed now?';
+'Is this job, which waits with this priority, the first of its lock by what is committed now?';
 
 create function _procrastinate_make_ready(heads bigint[])
 returns bigint[]
@@ -3236,6 +3284,24 @@ comment on function _procrastinate_become_settler is
 'Become, until the end of the transaction, the only session that decides which job of a lock is '
 'ready. Returns whether that worked; with wait it always does.';
 
+create function _procrastinate_await_settler()
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    -- A moment to commit, but no more: nobody can tell how long the other stays open.
+    for _ in 1..50 loop
+        exit when _procrastinate_become_settler(wait => false);
+        perform pg_sleep(0.002);
+    end loop;
+end;
+$$;
+
+comment on function _procrastinate_await_settler is
+'Wait until no other session is busy with locks, and become the settler, unless it takes longer '
+'than a tenth of a second.';
+
 -- Jobs whose time has come can be fetched.
 
 create function procrastinate_next_due(queue_names text[] = null)
@@ -3245,8 +3311,7 @@ set search_path from current
 as $$
 declare
     first constant timestamptz := case
-        when _procrastinate_is_crowded('due') then to_timestamp(_procrastinate_floor('due') / 1e3)
-        else '-infinity'
+        when _procrastinate_is_crowded('due') then _procrastinate_due_floor() else '-infinity'
     end;
     due_at timestamptz;
 begin
@@ -3293,8 +3358,7 @@ declare
     due_by constant timestamptz := clock_timestamp();
     at_floor constant boolean := _procrastinate_begins_at_floor('due');
     first constant timestamptz := case
-        when at_floor then to_timestamp(_procrastinate_floor('due') / 1e3)
-        else '-infinity'
+        when at_floor then _procrastinate_due_floor() else '-infinity'
     end;
     before constant bigint := _procrastinate_effort('procrastinate_jobs_due_idx');
     effort bigint;
@@ -3308,6 +3372,10 @@ begin
     end if;
 
     if at_floor then
+        -- What went on is passed only for a moment: most that is late is so by less.
+        if cardinality(promoted) < max_jobs and first < due_by - interval '0.5 seconds' then
+            perform _procrastinate_set_due_floor(due_by - interval '0.25 seconds');
+        end if;
         return promoted;
     end if;
     effort := _procrastinate_effort('procrastinate_jobs_due_idx') - before - max_jobs / 20;
@@ -3315,7 +3383,7 @@ begin
         effort := 0;
     end if;
     if (effort > 0 or at_floor is null) and _procrastinate_note_effort('due', effort) then
-        perform _procrastinate_set_floor('due', (extract(epoch from due_by) * 1000)::bigint);
+        perform _procrastinate_set_due_floor(due_by);
     end if;
     return promoted;
 end;
@@ -3371,6 +3439,32 @@ $$;
 comment on function _procrastinate_make_due is
 'Let the jobs that are due between two times go on. Returns them.';
 
+create function _procrastinate_due_floor()
+returns timestamptz
+language plpgsql
+set search_path from current
+as $$
+begin
+    return to_timestamp(_procrastinate_floor('due') / 1e3);
+end;
+$$;
+
+comment on function _procrastinate_due_floor is
+'The floor of due times (sql/floors.sql).';
+
+create function _procrastinate_set_due_floor(due_at timestamptz)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    perform _procrastinate_set_floor('due', (extract(epoch from due_at) * 1000)::bigint);
+end;
+$$;
+
+comment on function _procrastinate_set_due_floor is
+'Note where looks for due times are to begin.';
+
 -- Which jobs to claim: the hot queries, each pinned to one index (tests/python/test_plans.py).
 --
 -- Each takes the rows it returns with `for update skip locked`, and no other. A job with a lock is
@@ -3416,7 +3510,7 @@ begin
         from procrastinate_jobs as job
         where
             job.ready_seq + 0 is not null
-            and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
+            and (job.lock is null or _procrastinate_is_head(job.id, job.lock, job.priority))
         order by job.priority desc, job.ready_seq
         limit max_jobs
         for update skip locked
@@ -3447,7 +3541,7 @@ begin
                 job.priority = level.priority
                 and job.ready_seq >= level.floor
                 and job.ready_seq + 0 is not null
-                and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
+                and (job.lock is null or _procrastinate_is_head(job.id, job.lock, job.priority))
             order by job.ready_seq
             limit max_jobs
             for update skip locked
@@ -3494,7 +3588,7 @@ begin
             where
                 -- Still ready; said so that no plan takes it for a reason to read a ready index.
                 job.status = 'todo' and num_nulls(job.ready_seq) = 0
-                and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
+                and (job.lock is null or _procrastinate_is_head(job.id, job.lock, job.priority))
             order by ready.place
             for update of job skip locked
         );
@@ -3721,7 +3815,7 @@ declare
     chosen bigint[];
     busy boolean;
     readied bigint[] := array[]::bigint[];
-    waits_left integer := 20;
+    has_waited boolean := false;
 begin
     perform _procrastinate_check_fetch(worker_id, queue_names, max_jobs);
     -- A few jobs are few rows to pass.
@@ -3749,12 +3843,10 @@ begin
         claimed := claimed + round;
         exit when claimed >= max_jobs;
 
-        -- Short of jobs, go on while there may be more to tidy: never come back empty for that. If
-        -- another session tidies, give it a moment to commit, but no more: nobody can tell how long
-        -- it stays open.
-        if busy and claimed = 0 and waits_left > 0 then
-            waits_left := waits_left - 1;
-            perform pg_sleep(0.005);
+        -- Short of jobs, go on while there may be more to tidy: never come back empty for that.
+        if busy and claimed = 0 and not has_waited then
+            has_waited := true;
+            perform _procrastinate_await_settler();
         else
             exit when cardinality(promoted) < batch and not is_more;
             -- Most of them were of jobs without a successor, then: the next ones may be too.
@@ -3985,6 +4077,10 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    -- An update of no rows still opens all indexes.
+    if job_ids = '{}' then
+        return;
+    end if;
     perform _procrastinate_keep_locks_safe(job_ids);
     perform _procrastinate_act(true);
     return query

@@ -28,7 +28,7 @@ declare
     chosen bigint[];
     busy boolean;
     readied bigint[] := array[]::bigint[];
-    waits_left integer := 20;
+    has_waited boolean := false;
 begin
     perform _procrastinate_check_fetch(worker_id, queue_names, max_jobs);
     -- A few jobs are few rows to pass.
@@ -56,12 +56,10 @@ begin
         claimed := claimed + round;
         exit when claimed >= max_jobs;
 
-        -- Short of jobs, go on while there may be more to tidy: never come back empty for that. If
-        -- another session tidies, give it a moment to commit, but no more: nobody can tell how long
-        -- it stays open.
-        if busy and claimed = 0 and waits_left > 0 then
-            waits_left := waits_left - 1;
-            perform pg_sleep(0.005);
+        -- Short of jobs, go on while there may be more to tidy: never come back empty for that.
+        if busy and claimed = 0 and not has_waited then
+            has_waited := true;
+            perform _procrastinate_await_settler();
         else
             exit when cardinality(promoted) < batch and not is_more;
             -- Most of them were of jobs without a successor, then: the next ones may be too.
@@ -292,6 +290,10 @@ language plpgsql
 set search_path from current
 as $$
 begin
+    -- An update of no rows still opens all indexes.
+    if job_ids = '{}' then
+        return;
+    end if;
     perform _procrastinate_keep_locks_safe(job_ids);
     perform _procrastinate_act(true);
     return query

@@ -221,14 +221,14 @@ begin
         return false;
     end if;
     -- An entry costs one to three microseconds to pass, since its row lies anywhere in memory: looks
-    -- from the start take a fiftieth of the time of one session; where there are very many a tenth or
-    -- more, lest what is hidden waits for too long.
-    perform _procrastinate_put_off(key, greatest(least(effort * 10, 2000), effort * 3 / 4));
+    -- from the start take a hundredth of the time of one session; where there are very many a tenth
+    -- or more, lest what is hidden waits for too long.
+    perform _procrastinate_put_off(key, greatest(least(effort * 20, 10000), effort * 3 / 4));
     return true;
 end;
 $$;
 
 comment on function _procrastinate_note_effort is
 'After a look from the start: if it had to pass many entries, let looks begin at the floor for a '
-'while: in milliseconds ten times the effort, up to two seconds, or three quarters of it, if that '
-'is more. Returns whether it did; if not, all looks begin at the start.';
+'while: in milliseconds twenty times the effort, up to ten seconds, or three quarters of it, if '
+'that is more. Returns whether it did; if not, all looks begin at the start.';

@@ -233,39 +233,6 @@ $$;
 comment on function _procrastinate_floors_of_locks is
 'The floors of each of these locks in this era; a lock that has none has no version.';
 
-create function _procrastinate_change_lock_floors(
-    era bigint,
-    lock text,
-    version integer,
-    holder_id bigint,
-    priorities integer[],
-    first_ids bigint[]
-)
-returns void
-language plpgsql
-set search_path from current
-as $$
-#variable_conflict use_variable
-begin
-    -- Each priority is a look of its own.
-    if cardinality(priorities) > 20 then
-        delete from procrastinate_lock_floors as noted
-        where noted.lock = lock and noted.era = era and noted.version = version;
-        return;
-    end if;
-    update procrastinate_lock_floors as noted
-    set
-        version = noted.version + 1,
-        holder_id = holder_id,
-        priorities = priorities,
-        first_ids = first_ids
-    where noted.lock = lock and noted.era = era and noted.version = version;
-end;
-$$;
-
-comment on function _procrastinate_change_lock_floors is
-'Change the floors of a lock, or give them up if they are of more than twenty priorities.';
-
 create function _procrastinate_note_lock_floors(
     era bigint,
     locks text[],
@@ -288,50 +255,82 @@ begin
         end if;
         perform _procrastinate_add_lock_floors(era, locks, settled_id);
     end if;
-    if era is null or heads = '{}' then
-        return;
+    if era is not null and heads <> '{}' then
+        perform _procrastinate_raise_lock_floors(era, heads, settled_id);
     end if;
-
-    perform _procrastinate_change_lock_floors(
-        era, noted.lock, noted.version, head.id, raised.priorities, raised.first_ids
-    )
-    from _procrastinate_floors_of_locks(era, array(
-        select job.lock
-        from unnest(heads) with ordinality as head (id, place)
-        inner join procrastinate_jobs as job on job.id = any(array[head.id])
-        order by head.place
-    )) as noted
-    inner join procrastinate_jobs as head on head.id = any(array[heads[noted.place]])
-    cross join lateral (
-        select
-            array_agg(level.priority order by level.priority desc) as priorities,
-            array_agg(level.first_id order by level.priority desc) as first_ids
-        from (
-            select
-                one.priority,
-                -- Nothing waits above the head, nor before it.
-                case
-                    when one.priority > head.priority
-                        then greatest(max(one.first_id), settled_id + 1)
-                    when one.priority = head.priority
-                        then greatest(max(one.first_id), least(head.id, settled_id + 1))
-                    else max(one.first_id)
-                end as first_id
-            from (
-                select * from unnest(noted.priorities, noted.first_ids)
-                union all
-                select head.priority, -9223372036854775808
-            ) as one (priority, first_id)
-            group by one.priority
-        ) as level
-    ) as raised
-    where noted.version is not null;
 end;
 $$;
 
 comment on function _procrastinate_note_lock_floors is
 'After a look at these locks, which passed so many index entries: these heads are let start. No '
 'job up to the settled id was still to be committed before the look.';
+
+create function _procrastinate_raise_lock_floors(era bigint, heads bigint[], settled_id bigint)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    with raised as materialized (
+        select noted.lock, noted.version, head.id as holder_id, level.priorities, level.first_ids
+        from unnest(heads) as named (id)
+        inner join procrastinate_jobs as head on head.id = any(array[named.id])
+        cross join lateral (
+            select *
+            from procrastinate_lock_floors as last
+            where
+                last.lock = head.lock and last.era = _procrastinate_raise_lock_floors.era
+            order by last.version desc
+            limit 1
+        ) as noted
+        cross join lateral (
+            select
+                array_agg(one.priority order by one.priority desc) as priorities,
+                array_agg(
+                    -- Nothing waits above the head, nor before it.
+                    case
+                        when one.priority > head.priority
+                            then greatest(one.first_id, settled_id + 1)
+                        when one.priority = head.priority
+                            then greatest(one.first_id, least(head.id, settled_id + 1))
+                        else one.first_id
+                    end
+                    order by one.priority desc
+                ) as first_ids
+            from (
+                select * from unnest(noted.priorities, noted.first_ids)
+                union all
+                select head.priority, -9223372036854775808
+                where head.priority <> all(noted.priorities)
+            ) as one (priority, first_id)
+        ) as level
+    ),
+    given_up as (
+        -- Each priority is a look of its own.
+        delete from procrastinate_lock_floors as noted
+        using raised
+        where
+            noted.lock = raised.lock and noted.version = raised.version
+            and noted.era = _procrastinate_raise_lock_floors.era
+            and cardinality(raised.priorities) > 20
+    )
+    update procrastinate_lock_floors as noted
+    set
+        version = noted.version + 1,
+        holder_id = raised.holder_id,
+        priorities = raised.priorities,
+        first_ids = raised.first_ids
+    from raised
+    where
+        noted.lock = raised.lock and noted.version = raised.version
+        and noted.era = _procrastinate_raise_lock_floors.era
+        and cardinality(raised.priorities) <= 20;
+end;
+$$;
+
+comment on function _procrastinate_raise_lock_floors is
+'Raise the floors of the locks of these heads, which are let start, or give them up if they are of '
+'more than twenty priorities.';
 
 create function _procrastinate_add_lock_floors(
     era bigint,

@@ -43,7 +43,7 @@ begin
         from procrastinate_jobs as job
         where
             job.ready_seq + 0 is not null
-            and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
+            and (job.lock is null or _procrastinate_is_head(job.id, job.lock, job.priority))
         order by job.priority desc, job.ready_seq
         limit max_jobs
         for update skip locked
@@ -74,7 +74,7 @@ begin
                 job.priority = level.priority
                 and job.ready_seq >= level.floor
                 and job.ready_seq + 0 is not null
-                and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
+                and (job.lock is null or _procrastinate_is_head(job.id, job.lock, job.priority))
             order by job.ready_seq
             limit max_jobs
             for update skip locked
@@ -121,7 +121,7 @@ begin
             where
                 -- Still ready; said so that no plan takes it for a reason to read a ready index.
                 job.status = 'todo' and num_nulls(job.ready_seq) = 0
-                and (job.lock is null or _procrastinate_is_head(job.id, job.lock))
+                and (job.lock is null or _procrastinate_is_head(job.id, job.lock, job.priority))
             order by ready.place
             for update of job skip locked
         );

@@ -120,7 +120,7 @@ set search_path from current
 as $$
 declare
     at_floor constant boolean := _procrastinate_begins_at_floor('events');
-    first_id constant bigint := case when at_floor then _procrastinate_floor('events') else 0 end;
+    first_id constant bigint := case when at_floor then _procrastinate_first_event() else 0 end;
     due_by constant timestamptz := clock_timestamp();
     before constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey');
     fresh constant bigint[] := array(
@@ -132,10 +132,11 @@ declare
     );
     effort constant bigint := _procrastinate_effort('procrastinate_lock_events_pkey') - before;
 begin
-    if at_floor is not true
-        and (effort > 15 or at_floor is null)
-        and _procrastinate_note_effort('events', effort)
-    then
+    if at_floor then
+        if fresh[1] < _procrastinate_floor('events') then
+            perform _procrastinate_set_floor('events', fresh[1]);
+        end if;
+    elsif (effort > 15 or at_floor is null) and _procrastinate_note_effort('events', effort) then
         perform _procrastinate_set_floor(
             'events',
             coalesce(fresh[1], pg_sequence_last_value('procrastinate_lock_events_id_seq'), 0)
@@ -151,6 +152,28 @@ $$;
 comment on function _procrastinate_has_events is
 'Are there locks to look at? A look from the start that had to pass many entries notes where the '
 'next ones are to begin.';
+
+create function _procrastinate_first_event()
+returns bigint
+language plpgsql
+set search_path from current
+as $$
+declare
+    floor constant bigint := _procrastinate_floor('events');
+begin
+    if _procrastinate_is_crowded('late events') then
+        return floor;
+    end if;
+    -- Whoever defers draws the number of an event some time before it can be seen: most are late,
+    -- and by little.
+    perform _procrastinate_put_off('late events', 500);
+    return floor - 2000;
+end;
+$$;
+
+comment on function _procrastinate_first_event is
+'The event at which a look that begins at the floor is to begin: once in half a second one that is '
+'2,000 lower.';
 
 create function _procrastinate_next_events(max_locks integer, with_early boolean)
 returns table (ids bigint[], is_more boolean)
@@ -434,29 +457,55 @@ $$;
 comment on function _procrastinate_heads_from_floors is
 'As _procrastinate_heads_from_start, by the floors of this era; no job of a lock that has none.';
 
-create function _procrastinate_is_head(job_id bigint, lock text)
+create function _procrastinate_is_head(job_id bigint, lock text, priority integer)
 returns boolean
 language plpgsql
 set search_path from current
 as $$
+#variable_conflict use_variable
 declare
     era constant bigint := pg_sequence_last_value('procrastinate_lock_era');
-    head record;
+    noted procrastinate_lock_floors;
+    first_id bigint;
+    is_head boolean;
 begin
     if era % 2 = 1
         and not exists (select from procrastinate_lock_events as event where event.is_early)
     then
-        select * into head
-        from _procrastinate_heads_from_floors(era, array[_procrastinate_is_head.lock]);
+        select * into noted
+        from procrastinate_lock_floors as last
+        where last.lock = lock and last.era = era
+        order by last.version desc
+        limit 1;
+    end if;
+    if noted.version is not null then
+        if noted.priorities[1] > priority then
+            is_head := job_id is not distinct from (
+                select head.id from _procrastinate_heads_from_floors(era, array[lock]) as head
+            );
+        else
+            -- As nearly always: two probes of an index.
+            first_id := noted.first_ids[array_position(noted.priorities, priority)];
+            is_head := not exists (
+                select from procrastinate_jobs as job
+                where job.lock = lock and job.status = 'todo' and job.priority > priority
+            ) and not exists (
+                select from procrastinate_jobs as job
+                where
+                    job.lock = lock and job.status = 'todo' and job.priority = priority
+                    and job.id + 0 < job_id
+                    and job.id + 0 >= coalesce(first_id, -9223372036854775808)
+            );
+        end if;
         -- Of an era that has ended meanwhile they may be no longer true.
-        if head.has_floors and pg_sequence_last_value('procrastinate_lock_era') = era then
-            return job_id is not distinct from head.id;
+        if pg_sequence_last_value('procrastinate_lock_era') = era then
+            return is_head;
         end if;
     end if;
     return job_id is not distinct from (
         select first.id
         from procrastinate_jobs as first
-        where first.lock = _procrastinate_is_head.lock and first.status = 'todo'
+        where first.lock = lock and first.status = 'todo'
         order by first.priority desc, first.id + 0
         limit 1
     );
@@ -464,7 +513,7 @@ end;
 $$;
 
 comment on function _procrastinate_is_head is
-'Is this job, which waits, the first of its lock by what is committed now?';
+'Is this job, which waits with this priority, the first of its lock by what is committed now?';
 
 create function _procrastinate_make_ready(heads bigint[])
 returns bigint[]
@@ -514,3 +563,21 @@ $$;
 comment on function _procrastinate_become_settler is
 'Become, until the end of the transaction, the only session that decides which job of a lock is '
 'ready. Returns whether that worked; with wait it always does.';
+
+create function _procrastinate_await_settler()
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    -- A moment to commit, but no more: nobody can tell how long the other stays open.
+    for _ in 1..50 loop
+        exit when _procrastinate_become_settler(wait => false);
+        perform pg_sleep(0.002);
+    end loop;
+end;
+$$;
+
+comment on function _procrastinate_await_settler is
+'Wait until no other session is busy with locks, and become the settler, unless it takes longer '
+'than a tenth of a second.';

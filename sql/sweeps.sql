@@ -2,7 +2,7 @@
 --
 -- Below the floors of a queue lie the entries of what is gone, and now and then a job: of a
 -- producer that committed late, or of a claim that was rolled back. Once a second one heartbeat
--- passes the newest slice of those entries and one or two more, from the lowest turns up and then
+-- passes the newest of those entries and a slice of the others, from the lowest turns up and then
 -- again, and gives the jobs that it meets a fresh turn, above all floors. So no fetch has to pass
 -- them, and no call many.
 --
@@ -55,8 +55,8 @@ set search_path from current
 as $$
 declare
     slice constant bigint := 20000;
-    -- Of two slices, or of many of which vacuum has left nothing.
-    effort_left bigint := 600;
+    -- Of one slice, or of many of which vacuum has left nothing.
+    effort_left bigint := 300;
     newest constant bigint := pg_sequence_last_value('procrastinate_ready_seq');
     bottom bigint := _procrastinate_floor('bottom ' || key);
     first_seq bigint := _procrastinate_floor('swept ' || key);
@@ -68,7 +68,7 @@ begin
     perform _procrastinate_put_off(key, 1000);
     perform _procrastinate_add_levels(key, _procrastinate_new_priorities(key));
     -- Most that is late is so by little.
-    perform _procrastinate_sweep_slice(key, newest - slice, newest);
+    perform _procrastinate_sweep_slice(key, newest - slice / 4, newest);
 
     while effort_left > 0 loop
         end_seq := case when first_seq <= 1 then bottom else first_seq + slice end;
@@ -95,7 +95,7 @@ end;
 $$;
 
 comment on function _procrastinate_sweep is
-'Sweep the newest slice of a queue (empty: of all queues), and the next ones as far as there is '
+'Sweep the newest turns of a queue (empty: of all queues), and the next slices as far as there is '
 'little to pass; note priorities that were not in use. If nothing at all had to be passed, looks '
 'begin at the start again.';
 
