@@ -1600,7 +1600,7 @@ comment on function _procrastinate_refuse_new_job is
 -- So a look that had to pass many notes how far it came, its floor, and others begin there. A floor
 -- is a hint: what lies below it (a producer that committed late, a claim rolled back) is found by
 -- another look. Ready jobs are swept for by heartbeats (sql/sweeps.sql); of due times and of events
--- of locks there are fewer, and after a second or two one look begins at the start again. Runs of
+-- of locks there are fewer, and after some seconds one look begins at the start again. Runs of
 -- workers that are gone have no floor: for as long nobody looks for them
 -- (docs/decisions/0006-floors.md).
 --
@@ -3865,10 +3865,10 @@ comment on function procrastinate_fetch_jobs is
 'Claim up to max_jobs runnable jobs of these queues (null: all) for a worker: by priority, then '
 'first come first served. Fewer come only if nothing else can be run that is not being claimed by '
 'another; while somebody holds an old snapshot, what was committed late may come some seconds '
-'later (docs/decisions/0006-floors.md). To be called in a short read committed transaction of its '
-'own, which may give up synchronous commits: claims of jobs with a lock have them all the same. '
-'Of the fetches of more than 20 jobs eight go on at a time; another waits for one of them to end, '
-'but no longer than a second. '
+'later, where a million have run since a minute (docs/decisions/0006-floors.md). To be called in a '
+'short read committed transaction of its own, which may give up synchronous commits: claims of '
+'jobs with a lock have them all the same. Of the fetches of more than 20 jobs eight go on at a '
+'time; another waits for one of them to end, but no longer than a second. '
 'Errors: PC004 if the worker is not registered or was given up; 22023 (an empty array of queues '
 'among them); 25001 in another isolation level. Example: '
 'select * from procrastinate_fetch_jobs(7, array[''mail''], max_jobs => 10).';
@@ -5049,7 +5049,7 @@ comment on function procrastinate_rescue_jobs is
 'Only the time counts in which the rescuer, and others before it came, kept their heartbeats; '
 'without a rescuer, the time since the server started. Rows that somebody holds are left for the '
 'next call; while an old snapshot is held, calls with a rescuer look at workers that were given up '
-'before only every second or two. Any worker, or a person, may call it at any time. Takes up to '
+'before only every few seconds. Any worker, or a person, may call it at any time. Takes up to '
 'max_jobs jobs of each worker and returns them with their worker and new status. Error: 22023. '
 'Example: select * from procrastinate_rescue_jobs().';
 

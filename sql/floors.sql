@@ -5,7 +5,7 @@
 -- So a look that had to pass many notes how far it came, its floor, and others begin there. A floor
 -- is a hint: what lies below it (a producer that committed late, a claim rolled back) is found by
 -- another look. Ready jobs are swept for by heartbeats (sql/sweeps.sql); of due times and of events
--- of locks there are fewer, and after a second or two one look begins at the start again. Runs of
+-- of locks there are fewer, and after some seconds one look begins at the start again. Runs of
 -- workers that are gone have no floor: for as long nobody looks for them
 -- (docs/decisions/0006-floors.md).
 --

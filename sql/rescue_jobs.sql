@@ -68,7 +68,7 @@ comment on function procrastinate_rescue_jobs is
 'Only the time counts in which the rescuer, and others before it came, kept their heartbeats; '
 'without a rescuer, the time since the server started. Rows that somebody holds are left for the '
 'next call; while an old snapshot is held, calls with a rescuer look at workers that were given up '
-'before only every second or two. Any worker, or a person, may call it at any time. Takes up to '
+'before only every few seconds. Any worker, or a person, may call it at any time. Takes up to '
 'max_jobs jobs of each worker and returns them with their worker and new status. Error: 22023. '
 'Example: select * from procrastinate_rescue_jobs().';
 

@@ -139,6 +139,47 @@ def test_an_event_of_a_lock_committed_late_is_found(
     wait_until(lambda: worker.fetch() == [late], timeout=5)
 
 
+def test_an_event_that_is_late_by_little_is_found_before_the_next_look_from_the_start(
+    conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
+) -> None:
+    begin(connect(), "repeatable read")
+    run_through(conn, worker, lock="lock ")
+    wait_until(lambda: worker.fetch() == [] and has_floors(conn, "events"))
+    conn.execute("select _procrastinate_put_off('events', 60000)")
+    producer = connect()
+    late = defer(producer, "late")
+    for _ in range(10):
+        run_one(conn, worker, "another")
+    producer.commit()
+
+    wait_until(lambda: worker.fetch() == [late], timeout=5)
+    assert value(conn, "select _procrastinate_is_crowded('events')")
+
+
+def test_looks_for_due_times_pass_only_what_went_on_moments_ago(
+    conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
+) -> None:
+    begin(connect(), "repeatable read")
+    soon = (
+        "insert into procrastinate_jobs (task_name, scheduled_at)"
+        " select 't', clock_timestamp() + interval '0.2 seconds' from generate_series(1, %s)"
+    )
+    for number in (RUN_THROUGH, 500):
+        conn.execute(soon, (number,))
+        left = number
+        while left:
+            left -= len(worker.fetch(500))
+        wait_until(lambda: worker.fetch() == [] and has_floors(conn, "due"))
+        conn.execute("select _procrastinate_put_off('due', 60000)")
+
+    def passed() -> int:
+        return counted(worker.conn, DUE, lambda: worker.fetch())
+
+    wait_until(lambda: passed() < 10, timeout=5)
+    conn.execute(soon, (1,))
+    wait_until(lambda: len(worker.fetch()) == 1, timeout=5)
+
+
 def test_a_claim_of_a_worker_given_up_is_taken_back_though_committed_late(
     conn: Connection, connect: Connect, worker: Worker, wait_until: WaitUntil
 ) -> None:
@@ -168,13 +209,14 @@ def test_a_claim_of_a_worker_given_up_is_taken_back_though_committed_late(
     wait_until(is_back, timeout=5)
 
 
-def run_one(conn: Connection, worker: Worker) -> int:
-    job = defer(conn, task_name="t")
+def run_one(conn: Connection, worker: Worker, lock: str | None = None) -> int:
+    job = defer(conn, lock, task_name="t")
     assert worker.fetch() == [job]
     worker.finish(job)
     return job
 
 
+DUE = "select pg_stat_get_xact_tuples_returned('procrastinate_jobs_due_idx'::regclass)"
 PURGE = "select procrastinate_purge_jobs('0')"
 FINISHED = "select pg_stat_get_xact_tuples_returned('procrastinate_jobs_finished_idx'::regclass)"
 TO_PURGE = "select pg_stat_get_xact_tuples_returned('procrastinate_jobs_purge_idx'::regclass)"

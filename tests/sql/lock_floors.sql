@@ -1,7 +1,7 @@
 -- Floors of locks: where to look for the next job while all that has run lies, dead, before it.
 begin;
 \ir support/arrange.sql
-select plan(31);
+select plan(36);
 
 -- The entries of what this transaction has run are in the way as under a snapshot that is held.
 create function pg_temp.run_through(lock_name text, jobs integer)
@@ -135,6 +135,36 @@ select procrastinate_defer_job('ready', lock => 'often run');
 select pg_temp.settle();
 insert into procrastinate_jobs (id, task_name, lock) values (-10, 'overtakes', 'often run');
 select is(pg_temp.drain(), 'overtakes, ready', 'a ready job can be overtaken');
+
+-- Whether a job that waits is the first.
+
+create function pg_temp.is_first(task text, out is_first boolean, out entries bigint)
+language plpgsql
+as $$
+declare
+    job constant procrastinate_jobs := pg_temp.job(task);
+begin
+    entries := _procrastinate_lock_entries();
+    is_first := _procrastinate_is_head(job.id, job.lock, job.priority);
+    entries := _procrastinate_lock_entries() - entries;
+end;
+$$;
+
+select pg_temp.run_through('a third', 100);
+select pg_temp.settle_ids();
+select pg_temp.run_through('a third', 1);
+select procrastinate_defer_job(task, lock => 'a third') from unnest(array['one', 'two']) as task;
+select pg_temp.settle();
+select cmp_ok(
+    (pg_temp.is_first('two')).entries, '<', 5::bigint, 'who asks does not pass what has run'
+);
+select is((pg_temp.is_first('one')).is_first, true, 'the first of its priority is');
+select is((pg_temp.is_first('two')).is_first, false, 'another one is not');
+
+select procrastinate_defer_job('more urgent', lock => 'a third', priority => 3);
+select pg_temp.settle();
+select is((pg_temp.is_first('one')).is_first, false, 'nor is one with a more urgent one beside it');
+select is(pg_temp.drain(), 'more urgent, one, two', 'so they run in order');
 
 -- Many priorities.
 
