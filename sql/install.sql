@@ -25,7 +25,9 @@ begin;
 \ir floors.sql
 \ir levels.sql
 \ir sweeps.sql
+\ir lock_events.sql
 \ir lock_floors.sql
+\ir lock_heads.sql
 \ir settle_locks.sql
 \ir promote_due.sql
 \ir pick_jobs.sql
