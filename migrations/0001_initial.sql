@@ -1680,6 +1680,32 @@ $$;
 comment on function _procrastinate_set_floor is
 'Note a floor, for all sessions, at once and whatever becomes of this transaction.';
 
+create function _procrastinate_floor_time(key text)
+returns timestamptz
+language plpgsql
+set search_path from current
+as $$
+begin
+    return to_timestamp(_procrastinate_floor(key) / 1e3);
+end;
+$$;
+
+comment on function _procrastinate_floor_time is
+'The floor noted under this key, of an index of times; 1970 if there is none.';
+
+create function _procrastinate_set_floor_time(key text, floor timestamptz)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    perform _procrastinate_set_floor(key, floor(extract(epoch from floor) * 1000)::bigint);
+end;
+$$;
+
+comment on function _procrastinate_set_floor_time is
+'Note a time as a floor, as _procrastinate_set_floor: its millisecond, from the start of it.';
+
 create function _procrastinate_is_crowded(key text)
 returns boolean
 language plpgsql
@@ -3321,7 +3347,7 @@ set search_path from current
 as $$
 declare
     first constant timestamptz := case
-        when _procrastinate_is_crowded('due') then _procrastinate_due_floor() else '-infinity'
+        when _procrastinate_is_crowded('due') then _procrastinate_floor_time('due') else '-infinity'
     end;
     due_at timestamptz;
 begin
@@ -3368,7 +3394,7 @@ declare
     due_by constant timestamptz := clock_timestamp();
     at_floor constant boolean := _procrastinate_begins_at_floor('due');
     first constant timestamptz := case
-        when at_floor then _procrastinate_due_floor() else '-infinity'
+        when at_floor then _procrastinate_floor_time('due') else '-infinity'
     end;
     before constant bigint := _procrastinate_effort('procrastinate_jobs_due_idx');
     effort bigint;
@@ -3384,7 +3410,7 @@ begin
     if at_floor then
         -- What went on is passed only for a moment: most that is late is so by less.
         if cardinality(promoted) < max_jobs and first < due_by - interval '0.5 seconds' then
-            perform _procrastinate_set_due_floor(due_by - interval '0.25 seconds');
+            perform _procrastinate_set_floor_time('due', due_by - interval '0.25 seconds');
         end if;
         return promoted;
     end if;
@@ -3393,7 +3419,7 @@ begin
         effort := 0;
     end if;
     if (effort > 0 or at_floor is null) and _procrastinate_note_effort('due', effort) then
-        perform _procrastinate_set_due_floor(due_by);
+        perform _procrastinate_set_floor_time('due', due_by);
     end if;
     return promoted;
 end;
@@ -3448,32 +3474,6 @@ $$;
 
 comment on function _procrastinate_make_due is
 'Let the jobs that are due between two times go on. Returns them.';
-
-create function _procrastinate_due_floor()
-returns timestamptz
-language plpgsql
-set search_path from current
-as $$
-begin
-    return to_timestamp(_procrastinate_floor('due') / 1e3);
-end;
-$$;
-
-comment on function _procrastinate_due_floor is
-'The floor of due times (sql/floors.sql).';
-
-create function _procrastinate_set_due_floor(due_at timestamptz)
-returns void
-language plpgsql
-set search_path from current
-as $$
-begin
-    perform _procrastinate_set_floor('due', (extract(epoch from due_at) * 1000)::bigint);
-end;
-$$;
-
-comment on function _procrastinate_set_due_floor is
-'Note where looks for due times are to begin.';
 
 -- Which jobs to claim: the hot queries, each pinned to one index (tests/python/test_plans.py).
 --
@@ -5596,7 +5596,7 @@ begin
 
     if _procrastinate_begins_at_floor('finished') then
         purge := _procrastinate_purge_finished(
-            to_timestamp(_procrastinate_floor('finished') / 1e3), finished_by, null, null, max_jobs
+            _procrastinate_floor_time('finished'), finished_by, null, null, max_jobs
         );
         if purge.purged > 0 then
             perform _procrastinate_note_purge('finished', null, purge.latest);
@@ -5675,7 +5675,7 @@ begin
         perform _procrastinate_put_off(key, 60000);
     end if;
     if latest is not null then
-        perform _procrastinate_set_floor(key, floor(extract(epoch from latest) * 1000)::bigint);
+        perform _procrastinate_set_floor_time(key, latest);
     end if;
 end;
 $$;
@@ -5693,7 +5693,7 @@ declare
     due_by constant timestamptz := clock_timestamp();
     at_floor constant boolean := _procrastinate_begins_at_floor('purge');
     first constant timestamptz := case
-        when at_floor then to_timestamp(_procrastinate_floor('purge') / 1e3)
+        when at_floor then _procrastinate_floor_time('purge')
         else '-infinity'
     end;
     before constant bigint := _procrastinate_effort('procrastinate_jobs_purge_idx');

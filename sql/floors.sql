@@ -85,6 +85,32 @@ $$;
 comment on function _procrastinate_set_floor is
 'Note a floor, for all sessions, at once and whatever becomes of this transaction.';
 
+create function _procrastinate_floor_time(key text)
+returns timestamptz
+language plpgsql
+set search_path from current
+as $$
+begin
+    return to_timestamp(_procrastinate_floor(key) / 1e3);
+end;
+$$;
+
+comment on function _procrastinate_floor_time is
+'The floor noted under this key, of an index of times; 1970 if there is none.';
+
+create function _procrastinate_set_floor_time(key text, floor timestamptz)
+returns void
+language plpgsql
+set search_path from current
+as $$
+begin
+    perform _procrastinate_set_floor(key, floor(extract(epoch from floor) * 1000)::bigint);
+end;
+$$;
+
+comment on function _procrastinate_set_floor_time is
+'Note a time as a floor, as _procrastinate_set_floor: its millisecond, from the start of it.';
+
 create function _procrastinate_is_crowded(key text)
 returns boolean
 language plpgsql

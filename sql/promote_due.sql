@@ -7,7 +7,7 @@ set search_path from current
 as $$
 declare
     first constant timestamptz := case
-        when _procrastinate_is_crowded('due') then _procrastinate_due_floor() else '-infinity'
+        when _procrastinate_is_crowded('due') then _procrastinate_floor_time('due') else '-infinity'
     end;
     due_at timestamptz;
 begin
@@ -54,7 +54,7 @@ declare
     due_by constant timestamptz := clock_timestamp();
     at_floor constant boolean := _procrastinate_begins_at_floor('due');
     first constant timestamptz := case
-        when at_floor then _procrastinate_due_floor() else '-infinity'
+        when at_floor then _procrastinate_floor_time('due') else '-infinity'
     end;
     before constant bigint := _procrastinate_effort('procrastinate_jobs_due_idx');
     effort bigint;
@@ -70,7 +70,7 @@ begin
     if at_floor then
         -- What went on is passed only for a moment: most that is late is so by less.
         if cardinality(promoted) < max_jobs and first < due_by - interval '0.5 seconds' then
-            perform _procrastinate_set_due_floor(due_by - interval '0.25 seconds');
+            perform _procrastinate_set_floor_time('due', due_by - interval '0.25 seconds');
         end if;
         return promoted;
     end if;
@@ -79,7 +79,7 @@ begin
         effort := 0;
     end if;
     if (effort > 0 or at_floor is null) and _procrastinate_note_effort('due', effort) then
-        perform _procrastinate_set_due_floor(due_by);
+        perform _procrastinate_set_floor_time('due', due_by);
     end if;
     return promoted;
 end;
@@ -134,29 +134,3 @@ $$;
 
 comment on function _procrastinate_make_due is
 'Let the jobs that are due between two times go on. Returns them.';
-
-create function _procrastinate_due_floor()
-returns timestamptz
-language plpgsql
-set search_path from current
-as $$
-begin
-    return to_timestamp(_procrastinate_floor('due') / 1e3);
-end;
-$$;
-
-comment on function _procrastinate_due_floor is
-'The floor of due times (sql/floors.sql).';
-
-create function _procrastinate_set_due_floor(due_at timestamptz)
-returns void
-language plpgsql
-set search_path from current
-as $$
-begin
-    perform _procrastinate_set_floor('due', (extract(epoch from due_at) * 1000)::bigint);
-end;
-$$;
-
-comment on function _procrastinate_set_due_floor is
-'Note where looks for due times are to begin.';

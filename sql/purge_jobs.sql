@@ -39,7 +39,7 @@ begin
 
     if _procrastinate_begins_at_floor('finished') then
         purge := _procrastinate_purge_finished(
-            to_timestamp(_procrastinate_floor('finished') / 1e3), finished_by, null, null, max_jobs
+            _procrastinate_floor_time('finished'), finished_by, null, null, max_jobs
         );
         if purge.purged > 0 then
             perform _procrastinate_note_purge('finished', null, purge.latest);
@@ -118,7 +118,7 @@ begin
         perform _procrastinate_put_off(key, 60000);
     end if;
     if latest is not null then
-        perform _procrastinate_set_floor(key, floor(extract(epoch from latest) * 1000)::bigint);
+        perform _procrastinate_set_floor_time(key, latest);
     end if;
 end;
 $$;
@@ -136,7 +136,7 @@ declare
     due_by constant timestamptz := clock_timestamp();
     at_floor constant boolean := _procrastinate_begins_at_floor('purge');
     first constant timestamptz := case
-        when at_floor then to_timestamp(_procrastinate_floor('purge') / 1e3)
+        when at_floor then _procrastinate_floor_time('purge')
         else '-infinity'
     end;
     before constant bigint := _procrastinate_effort('procrastinate_jobs_purge_idx');
