@@ -2434,7 +2434,6 @@ declare
     crowded constant boolean := _procrastinate_is_crowded('events');
     first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
-    fresh bigint[];
     put_off constant bigint[] := array(
         select event.id
         from procrastinate_lock_events as event
@@ -2442,26 +2441,26 @@ declare
         order by event.due_at
         limit max_locks
     );
+    fresh bigint[] := array[]::bigint[];
+    locks integer := 0;
+    next_up record;
 begin
-    -- As many as fit, and one at least.
-    select
-        array_agg(event.id order by event.id) filter (where event.fits),
-        coalesce(not bool_and(event.fits) or count(*) = max_locks, false)
-        or cardinality(put_off) = max_locks
-    into fresh, is_more
-    from (
-        select
-            event.id,
-            sum(cardinality(event.locks)) over (order by event.id)
-            <= greatest(max_locks, cardinality(event.locks)) as fits
-        from (
-            select * from procrastinate_lock_events as event
-            where event.id >= first_id and event.due_at is null
-            order by event.id
-            limit max_locks
-        ) as event
-    ) as event;
-    if crowded and fresh is not null then
+    -- As many as fit, and one at least; a loop reads no further.
+    is_more := false;
+    for next_up in
+        select one.id, cardinality(one.locks) as locks
+        from procrastinate_lock_events as one
+        where one.id >= first_id and one.due_at is null
+        order by one.id
+        limit max_locks
+    loop
+        is_more := fresh <> '{}' and locks + next_up.locks > max_locks;
+        exit when is_more;
+        fresh := fresh || next_up.id;
+        locks := locks + next_up.locks;
+    end loop;
+    is_more := is_more or max_locks in (cardinality(fresh), cardinality(put_off));
+    if crowded and fresh <> '{}' then
         perform _procrastinate_set_floor('events', fresh[cardinality(fresh)]);
     end if;
     ids := fresh || put_off || array(
@@ -4413,46 +4412,67 @@ begin
             select distinct done.queue_name as queue from unnest(left_locks) as done
         ) as own;
     end if;
-    perform _procrastinate_notify_queue(next_up.queue_name)
-    from (
-        select distinct head.queue_name
-        from unnest(left_locks) as done (lock, priority, id, queue_name)
-        cross join lateral (
-            -- Not from the start of the lock: while a snapshot is held, that leads through all that
-            -- it has run. A little before the job, for one that was committed after a later one.
-            (
-                select job.queue_name
-                from procrastinate_jobs as job
-                where job.lock = done.lock and job.status = 'todo' and job.priority > done.priority
-                order by job.priority desc, job.id + 0
-                limit 1
-            )
-            union all
-            (
-                select job.queue_name
-                from procrastinate_jobs as job
-                where
-                    job.lock = done.lock and job.status = 'todo'
-                    and job.priority = done.priority and job.id + 0 > done.id - 1000
-                order by job.priority desc, job.id + 0
-                limit 1
-            )
-            union all
-            (
-                select job.queue_name
-                from procrastinate_jobs as job
-                where job.lock = done.lock and job.status = 'todo' and job.priority < done.priority
-                order by job.priority desc, job.id + 0
-                limit 1
-            )
-            limit 1
-        ) as head
-    ) as next_up;
+    perform _procrastinate_notify_queue(next_up.queue)
+    from _procrastinate_next_queues(left_locks) as next_up (queue);
 end;
 $$;
 
 comment on function _procrastinate_leave_locks is
 'Note that another job of these locks (null: of none) may be next.';
+
+create function _procrastinate_next_queues(left_locks procrastinate_left_lock[])
+returns setof text
+language plpgsql
+set search_path from current
+as $$
+declare
+    -- While a snapshot is held, a look from the start of a lock leads through all that it has run.
+    has_floors constant boolean
+        := coalesce(pg_sequence_last_value('procrastinate_lock_era') % 2 = 1, false);
+begin
+    return query
+    select distinct head.queue_name
+    from unnest(left_locks) as done (lock, priority, id, queue_name)
+    cross join lateral (
+        -- All that there is; with floors what is above the job, and then the other two.
+        (
+            select job.queue_name
+            from procrastinate_jobs as job
+            where
+                job.lock = done.lock and job.status = 'todo'
+                and job.priority > case when has_floors then done.priority else -2147483649 end
+            order by job.priority desc, job.id + 0
+            limit 1
+        )
+        union all
+        (
+            -- A little before the job, for one that was committed after a later one.
+            select job.queue_name
+            from procrastinate_jobs as job
+            where
+                has_floors
+                and job.lock = done.lock and job.status = 'todo'
+                and job.priority = done.priority and job.id + 0 > done.id - 1000
+            order by job.priority desc, job.id + 0
+            limit 1
+        )
+        union all
+        (
+            select job.queue_name
+            from procrastinate_jobs as job
+            where
+                has_floors
+                and job.lock = done.lock and job.status = 'todo' and job.priority < done.priority
+            order by job.priority desc, job.id + 0
+            limit 1
+        )
+        limit 1
+    ) as head;
+end;
+$$;
+
+comment on function _procrastinate_next_queues is
+'The queues in which the next jobs of these locks wait, as far as can be seen now.';
 
 -- End many runs in one statement.
 

@@ -265,43 +265,64 @@ begin
             select distinct done.queue_name as queue from unnest(left_locks) as done
         ) as own;
     end if;
-    perform _procrastinate_notify_queue(next_up.queue_name)
-    from (
-        select distinct head.queue_name
-        from unnest(left_locks) as done (lock, priority, id, queue_name)
-        cross join lateral (
-            -- Not from the start of the lock: while a snapshot is held, that leads through all that
-            -- it has run. A little before the job, for one that was committed after a later one.
-            (
-                select job.queue_name
-                from procrastinate_jobs as job
-                where job.lock = done.lock and job.status = 'todo' and job.priority > done.priority
-                order by job.priority desc, job.id + 0
-                limit 1
-            )
-            union all
-            (
-                select job.queue_name
-                from procrastinate_jobs as job
-                where
-                    job.lock = done.lock and job.status = 'todo'
-                    and job.priority = done.priority and job.id + 0 > done.id - 1000
-                order by job.priority desc, job.id + 0
-                limit 1
-            )
-            union all
-            (
-                select job.queue_name
-                from procrastinate_jobs as job
-                where job.lock = done.lock and job.status = 'todo' and job.priority < done.priority
-                order by job.priority desc, job.id + 0
-                limit 1
-            )
-            limit 1
-        ) as head
-    ) as next_up;
+    perform _procrastinate_notify_queue(next_up.queue)
+    from _procrastinate_next_queues(left_locks) as next_up (queue);
 end;
 $$;
 
 comment on function _procrastinate_leave_locks is
 'Note that another job of these locks (null: of none) may be next.';
+
+create function _procrastinate_next_queues(left_locks procrastinate_left_lock[])
+returns setof text
+language plpgsql
+set search_path from current
+as $$
+declare
+    -- While a snapshot is held, a look from the start of a lock leads through all that it has run.
+    has_floors constant boolean
+        := coalesce(pg_sequence_last_value('procrastinate_lock_era') % 2 = 1, false);
+begin
+    return query
+    select distinct head.queue_name
+    from unnest(left_locks) as done (lock, priority, id, queue_name)
+    cross join lateral (
+        -- All that there is; with floors what is above the job, and then the other two.
+        (
+            select job.queue_name
+            from procrastinate_jobs as job
+            where
+                job.lock = done.lock and job.status = 'todo'
+                and job.priority > case when has_floors then done.priority else -2147483649 end
+            order by job.priority desc, job.id + 0
+            limit 1
+        )
+        union all
+        (
+            -- A little before the job, for one that was committed after a later one.
+            select job.queue_name
+            from procrastinate_jobs as job
+            where
+                has_floors
+                and job.lock = done.lock and job.status = 'todo'
+                and job.priority = done.priority and job.id + 0 > done.id - 1000
+            order by job.priority desc, job.id + 0
+            limit 1
+        )
+        union all
+        (
+            select job.queue_name
+            from procrastinate_jobs as job
+            where
+                has_floors
+                and job.lock = done.lock and job.status = 'todo' and job.priority < done.priority
+            order by job.priority desc, job.id + 0
+            limit 1
+        )
+        limit 1
+    ) as head;
+end;
+$$;
+
+comment on function _procrastinate_next_queues is
+'The queues in which the next jobs of these locks wait, as far as can be seen now.';

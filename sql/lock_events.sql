@@ -95,7 +95,6 @@ declare
     crowded constant boolean := _procrastinate_is_crowded('events');
     first_id constant bigint := case when crowded then _procrastinate_floor('events') else 0 end;
     due_by constant timestamptz := clock_timestamp();
-    fresh bigint[];
     put_off constant bigint[] := array(
         select event.id
         from procrastinate_lock_events as event
@@ -103,26 +102,26 @@ declare
         order by event.due_at
         limit max_locks
     );
+    fresh bigint[] := array[]::bigint[];
+    locks integer := 0;
+    next_up record;
 begin
-    -- As many as fit, and one at least.
-    select
-        array_agg(event.id order by event.id) filter (where event.fits),
-        coalesce(not bool_and(event.fits) or count(*) = max_locks, false)
-        or cardinality(put_off) = max_locks
-    into fresh, is_more
-    from (
-        select
-            event.id,
-            sum(cardinality(event.locks)) over (order by event.id)
-            <= greatest(max_locks, cardinality(event.locks)) as fits
-        from (
-            select * from procrastinate_lock_events as event
-            where event.id >= first_id and event.due_at is null
-            order by event.id
-            limit max_locks
-        ) as event
-    ) as event;
-    if crowded and fresh is not null then
+    -- As many as fit, and one at least; a loop reads no further.
+    is_more := false;
+    for next_up in
+        select one.id, cardinality(one.locks) as locks
+        from procrastinate_lock_events as one
+        where one.id >= first_id and one.due_at is null
+        order by one.id
+        limit max_locks
+    loop
+        is_more := fresh <> '{}' and locks + next_up.locks > max_locks;
+        exit when is_more;
+        fresh := fresh || next_up.id;
+        locks := locks + next_up.locks;
+    end loop;
+    is_more := is_more or max_locks in (cardinality(fresh), cardinality(put_off));
+    if crowded and fresh <> '{}' then
         perform _procrastinate_set_floor('events', fresh[cardinality(fresh)]);
     end if;
     ids := fresh || put_off || array(

@@ -142,6 +142,7 @@ drop function
     _procrastinate_make_ready,
     _procrastinate_new_priorities,
     _procrastinate_next_events,
+    _procrastinate_next_queues,
     _procrastinate_next_look,
     _procrastinate_note_effort,
     _procrastinate_note_lock_floors,
