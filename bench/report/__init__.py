@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from bench.report.data import Data
@@ -11,8 +12,19 @@ from bench.samples import read
 
 
 def write(results: Path, folder: Path) -> Path:
-    """Write RESULTS.md and plots/ into a folder; return the path of the former."""
+    """Write RESULTS.md and plots/ into a folder, and the results beside them.
+
+    Args:
+        results: The file of JSON lines.
+        folder: Where to write.
+
+    Returns:
+        The path of RESULTS.md.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "results.jsonl"
+    if results.resolve() != kept.resolve():
+        shutil.copyfile(results, kept)
     data = Data(read(results))
     plots = draw(data, folder / "plots")
     page = folder / "RESULTS.md"

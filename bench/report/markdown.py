@@ -11,10 +11,11 @@ from bench.report.data import Data, ratios
 
 INTRODUCTION = """# Results
 
-Written by `make bench` from JSON lines; not edited. Absolute figures do not carry to
-another machine or day: compare only within this page. Each figure was measured for all peers in
-turn, run after run; a table shows the least, the median and the most of the runs, and `ours ÷` is
-the median of the ratios within each run. How each figure is taken says [README.md](README.md).
+Written by `make bench` from [results.jsonl](results.jsonl); not edited. Absolute figures do not
+carry to another machine or day: compare only within this page. Each figure was measured for all
+peers in turn, run after run; a table shows the least, the median and the most of the runs, and
+`ours ÷` is the median of the ratios within each run. How each figure is taken says
+[README.md](README.md).
 """
 
 
